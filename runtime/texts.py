@@ -69,6 +69,20 @@ def jsonable(value: Any) -> Any:
         return to_jsonable_python(whole(value))
 
 
+def plain(data: Any) -> Any:
+    """The same as others read JSON: what it has not is text, and a number that is none is null."""
+    return json.loads(json.dumps(data, default=str), parse_constant=lambda _: None)
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """A value as JSON for people and programs, as `plain` has it: anybody may have sent NaN or 1e400."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent, default=str, allow_nan=False)
+    except ValueError:
+        # Looked for only here: nearly nothing has any.
+        return json.dumps(plain(value), ensure_ascii=False, indent=indent)
+
+
 def digest_of(data: Any) -> str:
     """SHA-256, in hex, of JSON data: with sorted keys, without white space, and in ASCII."""
     return hashlib.sha256(_CANONICAL.encode(data).encode("utf-8", "surrogatepass")).hexdigest()

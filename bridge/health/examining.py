@@ -43,6 +43,7 @@ CHECKS = (
     Check("backlogs", "agents", agent_checks.check_backlogs),
     Check("restarts", "agents", agent_checks.check_restarts),
     Check("silent replicas", "replicas", agent_checks.check_silent),
+    Check("audit trail", "audit", work_checks.check_audit),
     Check("provider limits", "accounts", work_checks.check_accounts),
     Check("dead letters", "dead", work_checks.check_dead_letters),
     Check("runs", "stale_runs", work_checks.check_runs),
@@ -90,6 +91,8 @@ def _fine(facts: Facts, name: str) -> str:
             environment = (facts.bridge or {}).get("environment", "")
             many = f"{len(agents)} agent{'s' if len(agents) != 1 else ''}"
             return f"answers for environment {environment}: {many} deployed"
+        case "audit trail" if facts.audit is not None:
+            return "off" if facts.audit.mode == "off" else f"{facts.audit.mode}, {facts.audit.entries:,} entries"
         case "dead letters" if facts.dead is not None:
             return f"{sum(facts.dead.by_agent.values()):,}"
         case "questions" if facts.questions is not None:

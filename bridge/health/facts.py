@@ -80,6 +80,21 @@ class ConsumerFacts:
     #: Topics and patterns of a mailbox.
     filters: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, stream: str, info: Mapping[str, Any]) -> ConsumerFacts:
+        """What the server tells of one."""
+        config = info["config"]
+        subjects = config.get("filter_subjects") or [config.get("filter_subject", "")]
+        return cls(
+            stream,
+            info["name"],
+            info["num_pending"],
+            info["num_ack_pending"],
+            config.get("max_ack_pending", 0),
+            info["num_redelivered"],
+            tuple(".".join(each.split(".")[3:5]) for each in subjects if each.split(".")[2:3] == ["task"]),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ReplicaFacts:
@@ -117,6 +132,16 @@ class AgentFacts:
     status: str = ""
     message: str = ""
     lapsed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFacts:
+    """The audit trail: its mode, whether an archivist is at work, what waits for one, and what is recorded."""
+
+    mode: str = "off"
+    has_archivist: bool = False
+    waiting: int = 0
+    entries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +203,7 @@ class Facts:
     agents: tuple[AgentFacts, ...] | None = None
     replicas: tuple[ReplicaFacts, ...] | None = None
     unserved: Mapping[str, int] | None = None
+    audit: AuditFacts | None = None
     accounts: tuple[AccountFacts, ...] | None = None
     dead: DeadFacts | None = None
     stale_runs: tuple[WaitingFacts, ...] | None = None

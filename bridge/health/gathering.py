@@ -17,9 +17,11 @@ from urllib.request import urlopen
 
 from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.quota import AccountState
+from squadron.bridge.audit.history import AuditTrail
 from squadron.bridge.health.facts import (
     AccountFacts,
     AgentFacts,
+    AuditFacts,
     BusFacts,
     ConsumerFacts,
     DeadFacts,
@@ -42,7 +44,7 @@ from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.asking.bridge_answer import read_answer
-from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.registry.presence import Presence
@@ -118,6 +120,7 @@ class Gathering:
                 "streams": self._streams,
                 "consumers": self._consumers,
                 "replicas": self._replicas,
+                "audit": self._audit,
                 "accounts": self._accounts,
                 "dead": self._dead,
                 "stale_runs": self._stale_runs,
@@ -249,7 +252,7 @@ class Gathering:
         for stream in (self._names.tasks, self._names.events):
             for page in range(_MOST_PAGES):
                 listed = await ask_for(self._connection, f"CONSUMER.LIST.{stream}", {"offset": page * _PAGE})
-                found += [_consumer(stream, info) for info in listed["consumers"] or ()]
+                found += [ConsumerFacts.of(stream, info) for info in listed["consumers"] or ()]
                 if (page + 1) * _PAGE >= listed["total"]:
                     break
         return tuple(found)
@@ -348,6 +351,12 @@ class Gathering:
 
     # --- work ----------------------------------------------------------------------------------------
 
+    async def _audit(self) -> AuditFacts:
+        with contextlib.suppress(ConfigError):
+            told = await AuditTrail(self._connection, self._names, self._wiring.settings.home).status()
+            return AuditFacts(told["mode"], told["archivist"], told["waiting"], told.get("entries", 0))
+        return AuditFacts()
+
     async def _accounts(self) -> tuple[AccountFacts, ...]:
         return tuple(
             _account(entry) for entry in await self._ports.lite.latest(self._subjects.lite_of("model-account"))
@@ -376,20 +385,6 @@ class Gathering:
 def free_bytes(home: Path) -> int:
     """Room on the disk where the local nats-server keeps its store, in bytes."""
     return shutil.disk_usage(next(path for path in (home / "nats", home, *home.parents) if path.exists())).free
-
-
-def _consumer(stream: str, info: Mapping[str, Any]) -> ConsumerFacts:
-    config = info["config"]
-    subjects = config.get("filter_subjects") or [config.get("filter_subject", "")]
-    return ConsumerFacts(
-        stream,
-        info["name"],
-        info["num_pending"],
-        info["num_ack_pending"],
-        config.get("max_ack_pending", 0),
-        info["num_redelivered"],
-        tuple(".".join(each.split(".")[3:5]) for each in subjects if each.split(".")[2:3] == ["task"]),
-    )
 
 
 def _account(entry: Entry) -> AccountFacts:

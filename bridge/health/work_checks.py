@@ -10,12 +10,27 @@ from squadron.bridge.health.facts import Facts, WaitingFacts
 
 #: A wait for a provider that people are told of, in seconds: below it calls are only spread over the minute.
 LONG_WAIT_S = 10.0
+#: So many messages wait for the audit trail where the archivist is too slow, as in the alert.
+MANY_UNRECORDED = 10_000
 #: So many dead letters are no accident.
 MANY_LETTERS = 10
 #: How long a question may wait before people are told by other ways, in seconds: a coffee break.
 LONG_QUESTION_S = 600.0
 #: How many are named.
 _NAMED = 3
+
+
+def check_audit(facts: Facts) -> Iterator[Diagnosis]:
+    """Nobody records, or whoever does is far behind: what waits for longer than a week is lost to the trail."""
+    audit = facts.audit
+    if audit is None or audit.mode == "off":
+        return
+    waits = f"{audit.waiting:,} messages wait for the archivist"
+    if not audit.has_archivist:
+        fix = "squadron up: the bridge starts it anew; why it ended stands in its log: squadron audit status"
+        yield Diagnosis("audit trail", "fail", f"nobody records: {waits}", fix)
+    elif audit.waiting > MANY_UNRECORDED:
+        yield Diagnosis("audit trail", "warn", waits, "squadron audit status; SQUADRON_AUDIT=trail records less")
 
 
 def check_accounts(facts: Facts) -> Iterator[Diagnosis]:

@@ -6,15 +6,17 @@ import asyncio
 import contextlib
 import hashlib
 import json
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakValueDictionary
 
 import ray
 from ray import serve
 from ray.actor import ActorHandle
 from ray.serve.handle import DeploymentHandle
 
-from squadron.bridge.jetstream.wiring import Wiring
-from squadron.runtime.background import spawn
+from squadron.bridge.place import Place
+from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import ConfigError, RouteConflictError, SquadronError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import Mailbox
@@ -49,15 +51,25 @@ class CallHandler:
             raise (error.cause or error) from None
 
 
+@dataclass(frozen=True)
+class _Served:
+    """A binding whose calls are made."""
+
+    record: dict[str, Any]
+    mailbox: Mailbox
+    turns: Turns
+    pump: Pump
+
+
 class Bindings:
     """The bridge's bindings, kept in the journal so that its successor has them too."""
 
-    def __init__(self, wiring: Wiring) -> None:
+    def __init__(self, wiring: Place) -> None:
         self._wiring = wiring
-        self._pumps: dict[str, Pump] = {}
-        self._turns: dict[str, Turns] = {}
-        self._routes: dict[str, dict[str, Any]] = {}
-        self._bound: dict[str, tuple[dict[str, Any], Mailbox]] = {}
+        #: By pattern.
+        self._served: dict[str, _Served] = {}
+        #: Who binds or unbinds a pattern; the bridge answers many calls at once, and an end waits for what runs.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Whether mailboxes, records and cards are to be made anew, because the server has lost them.
         self.to_restore = False
         self._heart: asyncio.Task[None] | None = None
@@ -81,20 +93,24 @@ class Bindings:
             ConfigError: the target has no name by which a later bridge would find it.
         """
         check_pattern(pattern)
-        await self._wiring.registry.catch_up()
-        for card in self._wiring.registry.cards():
-            for topic in card.topics:
-                if overlap(pattern, topic.name):
-                    raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
-        record = {
-            "pattern": pattern,
-            "method": method,
-            "slots": slots,
-            "description": description,
-            "target": await asyncio.to_thread(_reference, target),
-        }
-        await self._open(record, target)
-        await self._record(record)
+        async with self._changing(pattern):
+            await self._wiring.registry.catch_up()
+            for card in self._wiring.registry.cards():
+                for topic in card.topics:
+                    if overlap(pattern, topic.name):
+                        raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
+            record = {
+                "pattern": pattern,
+                "method": method,
+                "slots": slots,
+                "description": description,
+                "target": await asyncio.to_thread(_reference, target),
+            }
+            await self._open(record, target)
+            await self._record(record)
+
+    def _changing(self, pattern: str) -> asyncio.Lock:
+        return self._locks.setdefault(pattern, asyncio.Lock())
 
     async def _record(self, record: dict[str, Any]) -> None:
         key = self._wiring.ports.subjects.record("binding", _name(record["pattern"]))
@@ -102,9 +118,9 @@ class Bindings:
 
     async def _restore(self) -> None:
         """Make anew what the server lost, but the cards: the bridge writes those of everybody."""
-        for record, mailbox in list(self._bound.values()):
-            await self._wiring.ports.queue.declare(mailbox)
-            await self._record(record)
+        for each in list(self._served.values()):
+            await self._wiring.ports.queue.declare(each.mailbox)
+            await self._record(each.record)
         self.to_restore = False
 
     async def _open(self, record: dict[str, Any], target: Any) -> None:
@@ -115,10 +131,9 @@ class Bindings:
         topic = SemanticTopic(name=pattern, description=record["description"])
         turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller)
         await turns.start()
-        pump = self._pumps[pattern] = Pump(wiring.ports.queue, mailbox, turns.run, slots=record["slots"])
-        self._turns[pattern], self._bound[pattern] = turns, (record, mailbox)
+        pump = Pump(wiring.ports.queue, mailbox, turns.run, slots=record["slots"])
+        self._served[pattern] = _Served(record, mailbox, turns, pump)
         await pump.start()
-        self._routes[pattern] = {"pattern": pattern, "mailbox": name, "kind": f"ray:{record['method']}"}
         card = AgentCard(agent=name, description=record["description"], topics=(topic,))
         await wiring.registry.advertise(card)
         await wiring.registry.renew(name, STAND_IN)
@@ -129,31 +144,37 @@ class Bindings:
             with contextlib.suppress(SquadronError):
                 if self.to_restore:
                     await self._restore()
-                for pattern in list(self._pumps):
+                for pattern in list(self._served):
                     await self._wiring.registry.renew(_name(pattern), STAND_IN)
             await asyncio.sleep(self._wiring.registry.beat_s)
 
     def routes(self) -> list[dict[str, Any]]:
         """What is bound."""
-        return list(self._routes.values())
+        return [
+            {"pattern": pattern, "mailbox": each.mailbox.name, "kind": f"ray:{each.record['method']}"}
+            for pattern, each in self._served.items()
+        ]
 
     async def unbind(self, pattern: str) -> None:
-        """Stop serving `pattern`."""
-        if pattern not in self._pumps:
-            raise ConfigError(f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._pumps) or 'none'}")
-        await self._wiring.registry.withdraw(_name(pattern))
-        await self._wiring.records.erase(self._wiring.ports.subjects.record("binding", _name(pattern)))
-        del self._routes[pattern], self._bound[pattern]
-        await self._pumps.pop(pattern).drain(RUN_TIMEOUT_S)
-        await self._turns.pop(pattern).aclose()
-        await self._wiring.ports.queue.remove(_name(pattern))
+        """Stop serving `pattern`; who binds it meanwhile waits until what runs has ended."""
+        async with self._changing(pattern):
+            if pattern not in self._served:
+                raise ConfigError(
+                    f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._served) or 'none'}"
+                )
+            await self._wiring.registry.withdraw(_name(pattern))
+            await self._wiring.records.erase(self._wiring.ports.subjects.record("binding", _name(pattern)))
+            served = self._served.pop(pattern)
+            await served.pump.drain(RUN_TIMEOUT_S)
+            await served.turns.aclose()
+            await self._wiring.ports.queue.remove(_name(pattern))
 
     async def aclose(self) -> None:
         """Hand back what runs. May be called twice."""
         if self._heart is not None:
-            self._heart.cancel()
-        for pump in self._pumps.values():
-            await pump.drain(5.0)
+            await cancel_all([self._heart])
+        for each in self._served.values():
+            await each.pump.drain(5.0)
 
 
 def _name(pattern: str) -> str:

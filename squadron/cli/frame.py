@@ -24,6 +24,7 @@ from squadron.config import Settings
 from squadron.runtime import errors
 from squadron.runtime.errors import SquadronError
 from squadron.runtime.retries import summary_of, traceback_of
+from squadron.runtime.texts import json_text
 from squadron.runtime.texts import printable as printable
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ def write_whole(text: str) -> None:
 
 def _json_text(value: Any, indent: int | None = None) -> str:
     """A value as JSON for people to read, too: what a terminal might obey stands in it as JSON escapes it."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
+    text = json_text(value, indent)
     if text.isprintable():
         return text
     # The ends of lines stand between texts, never in one; of DEL alone JSON makes no escape.

@@ -147,7 +147,8 @@ def _write(message: LiteMessage, as_json: bool) -> None:
         if message.message is None:
             told["data"] = base64.b64encode(message.data).decode()
         else:
-            told |= {"type": message.message.type, "source": message.message.source.id, "content": message.content}
+            told |= {"type": message.message.type, "source": message.message.source.id}
+            told |= {"content": content_of(message)}
         # A line each, on a terminal, too.
         frame.print_json(told, indent=None)
     else:
@@ -157,13 +158,18 @@ def _write(message: LiteMessage, as_json: bool) -> None:
     sys.stdout.flush()
 
 
+def content_of(message: LiteMessage) -> Any:
+    """What an envelope holds; of what a task emits that is the chunk."""
+    if message.message is not None and message.message.type == "stream":
+        return (message.message.payload.model_extra or {}).get("chunk", message.content)
+    return message.content
+
+
 def text_of(message: LiteMessage) -> str:
     """What a message holds, as one line that moves no cursor."""
     if message.message is None:
         return one_line(repr(message.data), CONTENT_CHARS)
-    content = message.content
-    if message.message.type == "stream":
-        content = (message.message.payload.model_extra or {}).get("chunk", content)
+    content = content_of(message)
     text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     return one_line(text, CONTENT_CHARS) if sys.stdout.isatty() else printable(text, "")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 from squadron.config import Settings
 from squadron.runtime.errors import ConfigError, SquadronError
+from squadron.runtime.texts import json_text
 
 if TYPE_CHECKING:
     from squadron.actors.agent import Agent
@@ -228,7 +228,7 @@ def show_run(outcome: Outcome, watch: Watch, as_json: bool) -> int:
         console.print()
         frame.write_whole(report["answer"].rstrip() + "\n")
         for name, value in report["deliverables"].items() if finished else ():
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, indent=2)
+            text = value if isinstance(value, str) else json_text(value, 2)
             frame.write_whole(f"\n--- {name} ---\n{text}\n")
     return frame.OK if finished else frame.ENDED_OTHERWISE
 

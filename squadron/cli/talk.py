@@ -18,6 +18,7 @@ from squadron.cli import frame, spending
 from squadron.cli.environment import Json
 from squadron.cli.searched import teach
 from squadron.runtime.errors import InvalidInputError, SquadronError, StreamGapError
+from squadron.runtime.texts import json_text
 
 if TYPE_CHECKING:
     from squadron.client.squad import Squad
@@ -176,7 +177,7 @@ class Shown:
             self._write(event.value)
         else:
             self.end_line()
-            self._write(json.dumps(event.value, ensure_ascii=False) + "\n")
+            self._write(json_text(event.value) + "\n")
 
     def _restart(self, attempt: int) -> None:
         self.text = ""
@@ -207,7 +208,7 @@ def show_outcome(outcome: Outcome, shown: str, as_json: bool) -> int:
         data = outcome.unwrap()
         # A model's text was streamed already, and is the result as well.
         if not (isinstance(data, str) and data.strip() == shown.strip()):
-            text = data if isinstance(data, str) else json.dumps(data, ensure_ascii=False, indent=2)
+            text = data if isinstance(data, str) else json_text(data, 2)
             frame.write_whole(text if text.endswith("\n") else f"{text}\n")
     if not outcome.ok:
         from rich.text import Text

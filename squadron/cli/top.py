@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,7 @@ from squadron.runtime.errors import ConfigError, SquadronError
 if TYPE_CHECKING:
     from squadron.cli.top_screen import Screen
     from squadron.client.squad import Squad
-    from squadron.views.beats import AgentFigures, Beats
+    from squadron.views.beats import Beats
 
 #: Longest wait for what `--once` shows, in heartbeats and at least in seconds: of two there is a rate, and they
 #: may be late.
@@ -92,15 +92,19 @@ async def hearing(squad: Squad, beats: Beats) -> AsyncIterator[None]:
         await events.aclose()
 
 
-async def _look(squad: Squad, beats: Beats, screen: Screen) -> None:
-    """Ask the bridge; while it is away the last figures stand."""
-    try:
-        agents = (await squad.status())["agents"]
-    except SquadronError as error:
-        screen.trouble = str(error)
-        return
+async def _ask(squad: Squad, beats: Beats, screen: Screen) -> None:
+    """Ask the bridge."""
+    agents = (await squad.status())["agents"]
     screen.trouble = ""
     screen.update(beats.figures(agents, time.time()))
+
+
+async def _look(squad: Squad, beats: Beats, screen: Screen) -> None:
+    """Ask the bridge; while it is away the last figures stand, and the trouble beside them."""
+    try:
+        await _ask(squad, beats, screen)
+    except SquadronError as error:
+        screen.trouble = str(error)
 
 
 async def _look_once(squad: Squad, beats: Beats, screen: Screen, as_json: bool) -> None:
@@ -108,7 +112,8 @@ async def _look_once(squad: Squad, beats: Beats, screen: Screen, as_json: bool) 
     if not as_json:
         frame.tell(f"Waiting for two heartbeats, {squad.settings.heartbeat_s:g} s apart…")
     while True:
-        await _look(squad, beats, screen)
+        # The call has waited for a bridge that comes back: of one that does not there is nothing to show.
+        await _ask(squad, beats, screen)
         heard = [beats.beats_of(each.agent) for each in screen.agents]
         enough = all(
             len(counts) >= each.running and min(counts, default=2) >= 2
@@ -118,7 +123,7 @@ async def _look_once(squad: Squad, beats: Beats, screen: Screen, as_json: bool) 
             break
         await asyncio.sleep(0.2)
     if as_json:
-        frame.print_json(_as_json(screen.agents))
+        frame.print_json(_as_json(screen))
     elif sys.stdout.isatty():
         frame.out().print(screen.table(frame.out().width))
     else:
@@ -129,14 +134,16 @@ async def _print_lines(squad: Squad, beats: Beats, screen: Screen, interval_s: f
     while True:
         await _look(squad, beats, screen)
         if as_json:
-            frame.print_json(_as_json(screen.agents))
+            frame.print_json(_as_json(screen))
+        elif screen.trouble:
+            frame.tell(f"{time.strftime('%H:%M:%S')} {screen.trouble}")
         else:
             _write_rows(screen)
         await asyncio.sleep(interval_s)
 
 
-def _as_json(agents: Sequence[AgentFigures]) -> dict[str, Any]:
-    return {"at": time.time(), "agents": [asdict(each) for each in agents]}
+def _as_json(screen: Screen) -> dict[str, Any]:
+    return {"at": time.time(), "agents": [asdict(each) for each in screen.agents], "trouble": screen.trouble}
 
 
 def _write_rows(screen: Screen) -> None:

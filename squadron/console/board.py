@@ -8,13 +8,10 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from squadron.runtime.texts import plain
+
 #: Frames that wait for a slow browser at most; one that has more is shown everything anew.
 MOST_WAITING = 256
-
-
-def plain(data: Any) -> Any:
-    """The same as a browser reads it: what JSON has not is text, and a number that is none is null."""
-    return json.loads(json.dumps(data, default=str), parse_constant=lambda _: None)
 
 
 def frame(event: str, data: Any) -> bytes:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from squadron.client.deploying import Fleet
-from squadron.console.board import plain
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.redact import scrub_all
 from squadron.runtime.streams.writer import Chunk, Restarted
+from squadron.runtime.texts import json_text
 from squadron.runtime.wire.subjects import check_token
 
 #: How long a task that is asked here may take, in seconds.
@@ -146,7 +145,7 @@ class Deeds:
 
 
 def _line(value: Any) -> bytes:
-    return (json.dumps(plain(value), ensure_ascii=False) + "\n").encode()
+    return (json_text(value) + "\n").encode()
 
 
 def _text(body: Body, name: str, default: str | None = None) -> str:

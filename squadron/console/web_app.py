@@ -18,13 +18,14 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from squadron.client.deploying import Fleet
-from squadron.console.board import Board, frame, plain
+from squadron.console.board import Board, frame
 from squadron.console.deeds import Deeds
 from squadron.console.looking_round import Lookout
 from squadron.console.session_gate import SessionGate
 from squadron.runtime import errors
 from squadron.runtime.errors import InvalidInputError, SquadronError
 from squadron.runtime.redact import scrub_all
+from squadron.runtime.texts import plain
 from squadron.runtime.wire.start import Tail
 
 STATIC = Path(__file__).parent / "static"

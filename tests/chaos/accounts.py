@@ -13,15 +13,16 @@ from tests.chaos.client import Plan
 from tests.chaos.ledger import Line, read
 
 #: How long a start may come after the outcome was told, in seconds: a turn that looked for a stored outcome just
-#: before there was one begins a moment later.
-CROSSING_S = 1.0
+#: before there was one begins a moment later. It looks again if that was 0.5 s ago; then it notes that it begins,
+#: which takes its time where a thousand do at once, and a machine may stall.
+CROSSING_S = 3.0
 #: The server writes down what it has delivered ten times a second; what came after the last time is forgotten
-#: when it is killed. In seconds, with room for a busy machine.
-FORGETS_S = 0.5
+#: when it is killed. In seconds, with room for a server that stalls before.
+FORGETS_S = 2.0
 #: How long it takes until a kill is noticed, in seconds: until then a dead replica is handed tasks, and a replica
 #: starts what a dead server had sent. 0.9 where four wanted each core (seen): the kernel takes a process apart at
 #: that process's own priority, and a replica has a low one.
-NOTICED_S = 2.0
+NOTICED_S = 3.0
 #: How many of the tasks that don't add up are shown in full.
 SHOWN = 8
 

@@ -24,7 +24,7 @@ ROLES = (*TITLES, "nats", "client")
 #: How long the nats-server stays away, in seconds, and how long all is quiet after somebody is back.
 AWAY_S, QUIET_S = (0.5, 2.0), (0.2, 1.0)
 #: When those that are killed together are not back by then, in seconds, somebody never will be.
-BACK_WITHIN_S = 45.0
+BACK_WITHIN_S = 90.0
 
 
 class Kills:

@@ -45,7 +45,7 @@ def test_books_that_add_up(tmp_path: Path):
         ([SENT, TOLD], [], 1, "never started"),
         ([SENT, TOLD], [START], 1, "no attempt 1 came to its end"),
         ([SENT, TOLD], [START, START, END], 1, "ran twice as the same attempt"),
-        ([SENT, TOLD], [START, END, START | {"at": 5.0, "attempt": 2}], 1, "started again after its outcome"),
+        ([SENT, TOLD], [START, END, START | {"at": 9.0, "attempt": 2}], 1, "started again after its outcome"),
         ([SENT, TOLD | {"attempt": 2}], [START | {"attempt": 2}, END | {"attempt": 2}], 1, "never began"),
     ],
 )

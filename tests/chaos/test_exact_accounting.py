@@ -13,12 +13,13 @@ from tests.chaos.kills import Kills
 from tests.chaos.worker import Worker
 
 #: How long the client may need after the last kill, in seconds, to hear what is still under way.
-FINISH_WITHIN_S = 45.0
+FINISH_WITHIN_S = 90.0
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 22))]
 
 
-@pytest.mark.timeout(240)
+# Beside the environment that it may have to bring up first, on a machine that others use.
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_every_task_has_exactly_one_outcome_whoever_is_killed(
     seed: int, settings: Settings, joined: Squad, start_client: Start, books: Books, tmp_path

@@ -52,6 +52,7 @@ from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.limits import Deadline
 from squadron.runtime.wire.question import Question
 from tests.conftest import freeze
+from tests.contract.audit_worlds import archiving, audited, recorded
 from tests.contract.conftest import Inbox, until
 from tests.contract.nats_cluster import Cluster
 from tests.contract.own_server import OwnServer
@@ -643,6 +644,21 @@ async def test_a_replica_that_has_fallen_silent_is_told_before_it_lapses(wiring:
 
 
 # --- work --------------------------------------------------------------------------------------------
+
+
+async def test_an_audit_trail_that_nobody_writes_is_told(wiring: Wiring) -> None:
+    trail = await audited(wiring, "trail")
+    async with archiving(wiring.settings):
+        await put(wiring, "book.read", 3)
+        await recorded(trail, 3)
+        assert (await look(wiring.settings))["audit trail"].level == "ok"
+    await put(wiring, "book.read", 5)
+
+    async def is_told() -> bool:
+        told = (await look(wiring.settings))["audit trail"]
+        return told.level == "fail" and "nobody records" in told.found
+
+    await until(is_told)
 
 
 async def test_a_provider_that_said_429_is_told(wiring: Wiring) -> None:

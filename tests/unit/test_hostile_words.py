@@ -360,6 +360,22 @@ def test_json_says_the_same_with_all_of_it_escaped(worst: WorstSquad, kind: type
     assert json.loads(out)["data"] == EVIL
 
 
+@pytest.mark.parametrize(
+    "command", ["ask text.a a=1", "ask text.a a=1 --json", "audit query --json", "audit status --json"]
+)
+def test_json_is_json_whatever_number_was_sent(
+    worst: WorstSquad, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = {"n": 1, "all": json.loads("[NaN, 1e400, -Infinity, 0.5]")}
+    monkeypatch.setattr(worst, "negotiate", worst._answers(Result(data=sent)))
+    worst.audit.query, worst.audit.status = lambda **_: each_of(sent), worst._answers(sent)
+
+    out, _ = go(*command.split(), kind=Pipe)
+
+    told = json.loads(out, parse_constant=pytest.fail)
+    assert told.get("data", told) == {"n": 1, "all": [None, None, None, 0.5]}
+
+
 def test_an_error_and_a_job_under_way_are_told_so_too(monkeypatch: pytest.MonkeyPatch) -> None:
     err = Tty()
     monkeypatch.setattr(sys, "stderr", err)

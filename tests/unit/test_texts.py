@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.retries import summary_of, traceback_of
-from squadron.runtime.texts import encoded, whole
+from squadron.runtime.texts import encoded, json_text, plain, whole
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload, pack
 from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
@@ -78,3 +79,12 @@ def test_errors_and_cards_tell_it_so() -> None:
     assert "a\ufffd" in traceback_of(error)
     assert AgentCard.model_validate_json(card.model_dump_json()) == card
     assert card.topics[0].description == "a\ufffd"
+
+
+def test_json_for_others_has_no_number_that_json_has_not() -> None:
+    odd = {"a": [math.nan, math.inf, -math.inf, 1.5], math.nan: 1, "b": {1j}, "é": "é"}
+    told = json_text(odd)
+    assert json.loads(told, parse_constant=pytest.fail) == plain(odd)
+    assert plain(odd) == {"a": [None, None, None, 1.5], "NaN": 1, "b": "{1j}", "é": "é"}
+    assert "é" in told
+    assert json_text({"a": 1}, 2) == '{\n  "a": 1\n}'

@@ -29,7 +29,7 @@ from squadron.cli.app import app
 from squadron.cli.lite_topics import owner_and_id, start_of
 from squadron.cli.top import keys, resizes, split_keys
 from squadron.runtime.background import spawn
-from squadron.runtime.errors import InvalidInputError, InvalidSubjectError, Terminal
+from squadron.runtime.errors import BridgeUnavailableError, InvalidInputError, InvalidSubjectError, Terminal
 from squadron.runtime.running.context import Context
 from squadron.runtime.wire.start import Tail
 from squadron.testing import FunctionModel, MemorySquad, ScriptedModel
@@ -58,6 +58,13 @@ class Door(Agent):
     async def count(self) -> int:
         """Count the guests."""
         return 3
+
+    @topic("door.sing")
+    async def sing(self, ctx: Context) -> str:
+        """Sing in the wind."""
+        await ctx.emit({"part": 1})
+        await ctx.emit("la")
+        return "sung"
 
     @topic("door.slam")
     async def slam(self) -> None:
@@ -175,6 +182,39 @@ def test_top_looks_once_and_tells_a_rate(house: House) -> None:
     assert row[1:3] == ["door", "1/1"]
 
 
+def test_top_tells_that_the_bridge_is_away(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks, whole = list[Exception | None](), _status
+
+    async def status() -> dict[str, Any]:
+        if (look := looks.pop(0)) is not None:
+            raise look
+        return await whole()
+
+    away, enough = BridgeUnavailableError("no bridge answers", hint="squadron up"), RuntimeError("enough")
+    monkeypatch.setattr(f"{__name__}._status", status)
+
+    looks[:] = [away]
+    ended = call("top", "--once")
+    assert (ended.exit_code, ended.stdout) == (frame.NOT_RUNNING, "")
+    assert "no bridge answers" in ended.stderr
+
+    looks[:] = [away]
+    ended = call("top", "--once", "--json")
+    assert (ended.exit_code, json.loads(ended.stdout)["error"]["type"]) == (3, "BridgeUnavailableError")
+
+    looks[:] = [None, away, None, enough]
+    ended = call("top", "--interval", "0.2")
+    assert [line.split("\t")[1] for line in ended.stdout.splitlines()] == ["door", "door"]
+    assert ended.stderr.count("no bridge answers") == 1
+
+    looks[:] = [None, away, None, enough]
+    ended = call("top", "--interval", "0.2", "--json")
+    told = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert [each["trouble"] for each in told[:3]] == ["", str(away), ""]
+    # The last figures stand beside it.
+    assert [each["agents"][0]["agent"] for each in told[:3]] == ["door"] * 3
+
+
 def test_top_refuses_an_order_that_it_does_not_know(house: House) -> None:
     ended = call("top", "--sort", "colour")
     assert ended.exit_code == frame.BAD_USAGE
@@ -255,6 +295,21 @@ def test_lite_topics_are_listed_and_read(house: House) -> None:
     assert (told["content"], told["type"], told["missed"]) == ("bye \x1b[2J", "event", False)
     assert json.loads(call("lite", "read", "desk/two", "--json").stdout)["data"] == "/wA="
     assert call("lite", "read", "chat/nothing").stdout == ""
+
+
+def test_what_a_task_emitted_is_read_as_text_and_as_json(house: House) -> None:
+    async def sing(squad: MemorySquad) -> Any:
+        return [chunk async for chunk in squad.stream("door.sing", task_id="song")]
+
+    house.before = sing
+
+    read = ("lite", "read", "song/song")
+    lines = [line.split("\t")[2] for line in call(*read).stdout.splitlines()]
+    told = [json.loads(line) for line in call(*read, "--json").stdout.splitlines()]
+
+    assert lines[:2] == ['{"part": 1}', "la"]
+    assert [each["content"] for each in told if each["type"] == "stream"][:2] == [{"part": 1}, "la"]
+    assert len(lines) == len(told)
 
 
 def test_a_lite_topic_is_followed_until_it_ends(house: House) -> None:

@@ -1,0 +1,108 @@
+"""Bindings of the bridge on ports in memory: what is bound, unbound and taken up again, whatever comes between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from squadron.bridge.memory import MemoryServer
+from squadron.bridge.place import Place
+from squadron.bridge.serve import bindings
+from squadron.bridge.serve.bindings import Bindings
+from squadron.config import Settings
+from squadron.runtime.asking.options import AskOptions
+from squadron.runtime.errors import RouteConflictError
+from squadron.runtime.wire.envelope import AgentIdentity
+from tests.unit.test_bridge import eventually
+
+
+class Named:
+    """An actor of a name, as a handle of it looks from outside."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.called, self.may_end = name, asyncio.Event(), asyncio.Event()
+        self.may_end.set()
+        self.say = self
+
+    async def remote(self, **content: Any) -> Any:
+        self.called.set()
+        await self.may_end.wait()
+        return [self.name, content]
+
+
+class Home:
+    """All that outlives a bridge, who asks, and the actors that there are."""
+
+    def __init__(self) -> None:
+        self.server, self.actors = MemoryServer(), dict[str, Named]()
+        self.places: list[Place] = []
+        self.open: list[Bindings] = []
+
+    async def place(self, name: str) -> Place:
+        place = self.server.place(AgentIdentity(id=name), Settings(heartbeat_s=0.01))
+        await place.start()
+        self.places.append(place)
+        return place
+
+    async def bridge(self) -> Bindings:
+        made = Bindings(await self.place("bridge"))
+        await made.start()
+        self.open.append(made)
+        return made
+
+    def actor(self, name: str) -> Named:
+        return self.actors.setdefault(name, Named(name))
+
+    async def is_bound(self, pattern: str) -> bool:
+        return await self.server.queue.knows(bindings._name(pattern))
+
+
+@pytest.fixture
+async def home(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Home]:
+    made = Home()
+    monkeypatch.setattr(bindings, "_reference", lambda target: {"name": target.name})
+    monkeypatch.setattr(bindings, "_found", lambda reference: made.actors[reference["name"]])
+    yield made
+    for each in made.open:
+        await each.aclose()
+        await each.aclose()
+    for place in made.places:
+        await place.aclose()
+
+
+async def _bind(bound: Bindings, pattern: str, target: Named) -> None:
+    await bound.bind(pattern, target, "say", slots=2, description="says it")
+
+
+async def test_what_is_bound_again_while_an_earlier_call_still_runs_is_served(home: Home) -> None:
+    bound, asker = await home.bridge(), await home.place("asker")
+    slow = home.actor("slow")
+    slow.may_end.clear()
+    await _bind(bound, "math.add", slow)
+    asking = asyncio.create_task(asker.caller.ask("math.add", {"n": 1}, AskOptions(within_s=30)))
+    await eventually(slow.called.is_set)
+
+    unbinding = asyncio.create_task(bound.unbind("math.add"))
+    await eventually(lambda: not bound.routes())
+    binding = asyncio.create_task(_bind(bound, "math.add", home.actor("new")))
+    # It has every chance to go on before the call ends.
+    await asyncio.wait([binding], timeout=0.05)
+    slow.may_end.set()
+    await asyncio.gather(unbinding, binding)
+
+    assert (await asking).unwrap() == ["slow", {"n": 1}]
+    assert (await asker.caller.ask("math.add", {"n": 2}, AskOptions(within_s=30))).unwrap() == ["new", {"n": 2}]
+    await bound.unbind("math.add")
+    assert not await home.is_bound("math.add")
+
+
+async def test_of_two_who_bind_a_pattern_at_once_one_is_told_that_it_is_taken(home: Home) -> None:
+    bound = await home.bridge()
+    told = await asyncio.gather(
+        *(_bind(bound, "math.add", home.actor(name)) for name in ("one", "two")), return_exceptions=True
+    )
+    assert [type(each) for each in told] == [type(None), RouteConflictError]
+    assert len(bound.routes()) == 1
