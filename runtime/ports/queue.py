@@ -186,12 +186,19 @@ class Queue(Protocol):
         ...
 
     async def put(
-        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> None:
         """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
 
         Args:
             headers: that its deliveries have.
+            signed: whether it is signed, if this process signs.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.

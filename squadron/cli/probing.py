@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from squadron.cli import frame
+from squadron.cli.ending import vanish
 from squadron.cli.environment import Json
 from squadron.runtime.errors import SquadronError
 
@@ -36,15 +37,19 @@ async def _health(ctx: typer.Context, within_s: float, as_json: bool) -> int:
     from squadron.runtime.wire.subjects import Subjects
 
     settings, probes = frame.settings_of(ctx), dict[str, Probe]()
-    began = asyncio.get_running_loop().time()
+    loop, hangs = asyncio.get_running_loop(), False
+    began = loop.time()
     try:
-        connection = await connect(as_user(settings), name="health")
+        async with asyncio.timeout(within_s):
+            connection = await connect(as_user(settings), name="health")
+    except TimeoutError:
+        probes["nats"], hangs = Probe(False, loop.time() - began, f"NATS did not answer in {within_s:g} s"), True
     except SquadronError as error:
-        probes["nats"] = Probe(False, asyncio.get_running_loop().time() - began, str(error.args[0]))
+        probes["nats"] = Probe(False, loop.time() - began, str(error.args[0]))
     else:
-        try:
-            probes = await Probes(connection, Subjects(settings.env), within_s=within_s).ready()
-        finally:
+        probes = await Probes(connection, Subjects(settings.env), within_s=within_s).ready()
+        hangs = not probes["nats"].ok
+        if not hangs:
             await connection.aclose()
     ok = all(each.ok for each in probes.values())
     if as_json:
@@ -55,4 +60,7 @@ async def _health(ctx: typer.Context, within_s: float, as_json: bool) -> int:
             frame.out().print(f"{'ok' if each.ok else 'fail':<5}{name:<8}{said}", markup=False, soft_wrap=True)
         if not ok:
             frame.tell("squadron doctor says what to do.")
+    if hangs:
+        # Not by a close: that would wait for the same server, or for its name, once more.
+        vanish(frame.ENDED_OTHERWISE)
     return frame.OK if ok else frame.ENDED_OTHERWISE

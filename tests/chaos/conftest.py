@@ -78,7 +78,7 @@ def start_client(settings: Settings, tmp_path: Path) -> Iterator[Start]:
         client.kill()
 
 
-async def until_empty(squad: Squad, *, within_s: float = 30.0) -> None:
+async def until_empty(squad: Squad, *, within_s: float = 120.0) -> None:
     """Wait until no mailbox holds anything, waiting or taken."""
     async with asyncio.timeout(within_s):
         while any(agent["waiting"] or agent["taken"] for agent in (await squad.status())["agents"]):

@@ -51,7 +51,7 @@ class ClientProcess:
         assert self._process is not None
         return self._process.pid
 
-    async def until_told(self, outcomes: int, *, within_s: float = 30.0) -> None:
+    async def until_told(self, outcomes: int, *, within_s: float = 120.0) -> None:
         """Wait until it has heard so many outcomes."""
         async with asyncio.timeout(within_s):
             while len(self.outcomes()) < outcomes:

@@ -8,7 +8,7 @@ from squadron import Squad
 from tests.chaos.client import Plan
 from tests.chaos.conftest import Books, Start
 from tests.chaos.processes import replica_pids
-from tests.chaos.worker import Impatient, Renewed, Worker
+from tests.chaos.worker import Impatient, Narrow, Renewed, Worker
 
 #: Less than a killed environment gets: these tests are about order, not about load.
 IN_FLIGHT = 150
@@ -16,7 +16,7 @@ IN_FLIGHT = 150
 
 async def until_replicas(squad: Squad, count: int, *, without: set[int] = frozenset()) -> None:  # type: ignore[assignment]
     """Wait until so many are present, and none of those."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(120):
         while len(pids := await replica_pids(squad)) != count or without & set(pids):
             await asyncio.sleep(0.1)
 
@@ -31,7 +31,7 @@ async def test_scaling_in_under_load_loses_nothing_and_repeats_nothing(
     await until_replicas(joined, 1)
     told = len(client.outcomes())
     await client.until_told(told + 100)
-    await client.finish(within_s=60)
+    await client.finish(within_s=120)
     account = await books()
     assert account.repeated - account.lapsed == set()
     await joined.scale("worker", "auto")
@@ -48,7 +48,7 @@ async def test_a_redeploy_under_load_loses_nothing_and_repeats_nothing(
     await until_replicas(joined, 3, without=before)
     told = len(client.outcomes())
     await client.until_told(told + 100)
-    await client.finish(within_s=60)
+    await client.finish(within_s=120)
     account = await books()
     assert account.repeated - account.lapsed == set()
 
@@ -56,16 +56,15 @@ async def test_a_redeploy_under_load_loses_nothing_and_repeats_nothing(
 async def test_a_drained_squad_finishes_what_runs_and_its_return_does_the_rest(
     joined: Squad, start_client: Start, books: Books
 ):
-    await joined.deploy(Worker)
-    await joined.scale("worker", 1)
+    await joined.deploy(Narrow)
     await until_replicas(joined, 1)
-    # More than one replica has slots for, so that some wait.
+    # More than there are slots for, so that most wait: one after the other they would take half a minute.
     client = start_client(Plan(in_flight=1000, count=1000, most_s=1.0))
     await client.until_told(50)
     await joined.drain()
     assert len(client.outcomes()) < 1000
     await joined.deploy(Worker)
-    await client.finish(within_s=60)
+    await client.finish(within_s=120)
     account = await books()
     assert account.repeated - account.lapsed == set()
 
@@ -80,10 +79,12 @@ async def test_turns_that_outlast_the_grace_period_are_handed_back_and_counted(
     await client.until_told(IN_FLIGHT)
     await joined.scale("worker", 1)
     await until_replicas(joined, 1)
-    await client.finish(within_s=60)
+    await client.finish(within_s=120)
     account = await books()
     handed_back = {task for task, lines in account.turns.items() if any(line["what"] == "cut" for line in lines)}
     assert handed_back
     assert account.repeated - (account.lapsed - handed_back) == handed_back
-    assert {account.outcomes[task][0]["attempt"] for task in handed_back} == {2}
+    for task in handed_back - account.lapsed:
+        cuts = sum(line["what"] == "cut" for line in account.turns[task])
+        assert account.outcomes[task][0]["attempt"] == 1 + cuts
     await joined.scale("worker", "auto")

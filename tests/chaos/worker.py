@@ -49,6 +49,13 @@ class Renewed(Worker):
     """New code under the same name."""
 
 
+class Narrow(Worker):
+    """Does a few at a time."""
+
+    slots = 20
+    min_replicas = max_replicas = 1
+
+
 class Impatient(Worker):
     """Gives its turns half a second when it has to go."""
 

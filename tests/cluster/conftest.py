@@ -36,7 +36,7 @@ async def squad(cluster: Squad) -> AsyncIterator[Squad]:
     await cluster.drain(60)
 
 
-async def until(condition, *, within_s: float = 30.0, every_s: float = 0.1):  # type: ignore[no-untyped-def]
+async def until(condition, *, within_s: float = 120.0, every_s: float = 0.1):  # type: ignore[no-untyped-def]
     """Wait for an async condition to return something true, and return that."""
     async with asyncio.timeout(within_s):
         while not (found := await condition()):

@@ -35,10 +35,11 @@ class Worker(Agent):
         """Tell the process id."""
         return os.getpid()
 
-    @topic("work.nap")
-    def nap(self, seconds: float) -> int:
-        """Sleep in a thread."""
-        time.sleep(seconds)
+    @topic("work.hold")
+    def hold(self, until: str) -> int:
+        """Wait for a file, in a thread."""
+        while not os.path.exists(until):
+            time.sleep(0.01)
         return os.getpid()
 
     @topic("work.count")
@@ -110,14 +111,16 @@ async def test_a_plain_script_uses_the_same_calls_without_await(squad, settings)
     assert done.stdout.split(maxsplit=1) == ["True", "[0, 1, 2] work.pid\n"], done.stderr
 
 
-async def test_tasks_of_a_killed_replica_are_done_by_another_and_the_replica_is_replaced(squad):
+async def test_tasks_of_a_killed_replica_are_done_by_another_and_the_replica_is_replaced(squad, tmp_path):
     await squad.deploy(Worker)
     before = await replicas(squad, "worker")
     assert len(before) == 2
-    asking = [asyncio.create_task(squad.ask("work.nap", {"seconds": 1.0})) for _ in range(8)]
+    may_end = tmp_path / "may end"
+    asking = [asyncio.create_task(squad.ask("work.hold", {"until": str(may_end)})) for _ in range(8)]
     await until(lambda: _taken(squad, 8))
     victim = next(iter(before.values()))
     os.kill(victim, signal.SIGKILL)
+    may_end.touch()
     outcomes = await asyncio.gather(*asking)
     assert [outcome.kind for outcome in outcomes] == ["result"] * 8
     assert max(outcome.attempt for outcome in outcomes) == 2
@@ -186,7 +189,7 @@ async def test_an_agent_with_nothing_to_do_goes_back_to_zero(squad):
         return (await squad.status())["agents"][0]["target"] == 0 and not await replicas(squad, "sleeper")
 
     # It is kept for IDLE_S, 30 s, after its last task.
-    await until(asleep, within_s=90)
+    await until(asleep)
     assert (await squad.ask("sleep.nap", {"seconds": 0.1})).ok
 
 
@@ -230,9 +233,9 @@ async def test_a_canary_takes_its_share_is_killed_promoted_and_aborted_and_no_ta
             min_replicas = 1
 
             @topic("press.print", max_attempts=8)
-            async def print_page(self, page: int) -> list[int]:
+            async def print_page(self, page: int, takes_s: float = 0.2) -> list[int]:
                 """Print a page."""
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(takes_s)
                 return [number, page]
 
         class Strict(Press):
@@ -247,9 +250,9 @@ async def test_a_canary_takes_its_share_is_killed_promoted_and_aborted_and_no_ta
 
         return Strict if needs else Press
 
-    async def pages(first: int, count: int) -> list[list[int]]:
-        asking = (squad.ask("press.print", {"page": page}, within_s=120) for page in range(first, first + count))
-        outcomes = await asyncio.gather(*asking)
+    async def pages(first: int, count: int, takes_s: float = 0.2) -> list[list[int]]:
+        contents = ({"page": page, "takes_s": takes_s} for page in range(first, first + count))
+        outcomes = await asyncio.gather(*(squad.ask("press.print", each, within_s=120) for each in contents))
         assert [outcome.kind for outcome in outcomes] == ["result"] * count
         told = [outcome.unwrap() for outcome in outcomes]
         assert [page for _, page in told] == list(range(first, first + count))
@@ -279,7 +282,7 @@ async def test_a_canary_takes_its_share_is_killed_promoted_and_aborted_and_no_ta
     await until(counted)
 
     # The canary's replica dies under load, and while Serve starts another one it is promoted.
-    asking = asyncio.create_task(pages(40, 60))
+    asking = asyncio.create_task(pages(40, 60, 2.0))
     await until(lambda: _some_taken(squad, "press"))
     os.kill(tried["replicas"][0]["pid"], signal.SIGKILL)
     await squad.canary("press", "promote")
@@ -292,7 +295,7 @@ async def test_a_canary_takes_its_share_is_killed_promoted_and_aborted_and_no_ta
 
     # Another one is aborted in the middle of its tasks.
     await squad.deploy(version(3), canary=50)
-    asking = asyncio.create_task(pages(110, 60))
+    asking = asyncio.create_task(pages(110, 60, 2.0))
     await until(lambda: _some_taken(squad, "press"))
     await squad.canary("press", "abort")
     await asking
@@ -356,7 +359,7 @@ async def test_events_reach_agents_and_subscribers(squad):
     await squad.deploy(Listener)
     events = await squad.subscribe("news.*")
     await squad.publish("news.sport", "they won")
-    assert (await events.next(within_s=5)).payload.content == "they won"
+    assert (await events.next(within_s=60)).payload.content == "they won"
     await events.aclose()
 
     async def heard() -> bool:
@@ -368,15 +371,15 @@ async def test_events_reach_agents_and_subscribers(squad):
 async def test_presence_is_told_by_events_and_a_silent_death_by_the_bridge(squad):
     events = await squad.subscribe("status.*")
     await squad.deploy(Worker)
-    kinds = {(await events.next(within_s=10)).payload.content["event"] for _ in range(4)}
-    assert kinds >= {"agent_online", "agent_heartbeat"}
+    kinds: set[str] = set()
+    while not kinds >= {"agent_online", "agent_heartbeat"}:
+        kinds.add((await events.next(within_s=60)).payload.content["event"])
     name, pid = next(iter((await replicas(squad, "worker")).items()))
     os.kill(pid, signal.SIGKILL)
     while True:
-        content = (await events.next(within_s=10)).payload.content
-        if content["event"] == "agent_offline":
+        content = (await events.next(within_s=60)).payload.content
+        if content["event"] == "agent_offline" and content["replica"] == name:
             break
-    assert content["replica"] == name
     assert content["reason"] == "heartbeat lapsed"
     await events.aclose()
 

@@ -38,7 +38,7 @@ async def test_the_audit_is_switched_by_who_comes_and_goes_on_over_a_killed_arch
         os.kill(await archivist.ping.remote(), signal.SIGKILL)
         second = await squad.ask("parrot.say", {"text": "two"})
         await squad.scale("parrot", 2)
-        await until(lambda: recorded(task=second.task_id, kind="result"), within_s=60)
+        await until(lambda: recorded(task=second.task_id, kind="result"))
         await until(lambda: _has(recorded, "scale"))
         actions = [each["action"] for each in await recorded(kind="action")]
         assert [(each["verb"], each["on"], each["by"]) for each in actions] == [

@@ -107,7 +107,7 @@ async def test_a_ray_task_without_a_connection_asks_through_the_bridge_though_it
 
     @ray.remote(num_cpus=0)
     def job() -> str:
-        return ray.get(on_ray.ask("echo.late", {"text": "hi", "after_s": 2.0}, priority=7)).unwrap()
+        return ray.get(on_ray.ask("echo.late", {"text": "hi", "after_s": 4.0}, priority=7)).unwrap()
 
     async def under_way() -> bool:
         return bool((await squad.status())["agents"][0]["taken"])

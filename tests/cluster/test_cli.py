@@ -416,7 +416,12 @@ def test_ctrl_c_cancels_a_run_with_all_that_it_asked_of_others_and_names_it(
     command = ["run", "think about it", "--model", "offline", "--topic", "mind.brood", "--keep"]
     process = _started([*command, "--json"], folder, environ)
 
-    while not any(run["running"] for run in json.loads(deployed("runs", "list", "--json").stdout)):
+    def taken() -> list[int]:
+        agents = json.loads(deployed("status", "--json").stdout)["agents"]
+        return [agent["taken"] for agent in agents if agent["agent"] == "shouter"]
+
+    # What it asked of others is under way.
+    while taken() != [1]:
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     printed, told = process.communicate(timeout=60)
@@ -426,8 +431,7 @@ def test_ctrl_c_cancels_a_run_with_all_that_it_asked_of_others_and_names_it(
     (run,) = (each for each in runs if each["state"] == "cancelled")
     assert f"Cancelled {run['run']}. It can go on: squadron runs resume {run['run']}" in told
     assert "mind.brood" in deployed("runs", "show", run["run"][:12]).stdout
-    agents = json.loads(deployed("status", "--json").stdout)["agents"]
-    assert [agent["taken"] for agent in agents if agent["agent"] == "shouter"] == [0]
+    assert taken() == [0]
 
 
 def test_run_of_a_goal_that_nobody_can_pursue_ends_with_1(deployed: Run) -> None:

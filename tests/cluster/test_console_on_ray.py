@@ -54,26 +54,26 @@ async def test_each_control_of_an_agent_has_its_effect_on_ray(squad: Squad) -> N
         page.set_default_timeout(30_000)
         await page.goto(served.login)
         await page.locator("[data-key=weigher] [data-deed=more]").click()
-        await until(lambda: are(2), within_s=60)
+        await until(lambda: are(2))
         await page.locator("[data-key=weigher] .tag", has_text="pinned 2").wait_for()
         await page.locator("[data-key=weigher] [data-deed=less]").click()
-        before = await until(lambda: are(1), within_s=60)
+        before = await until(lambda: are(1))
         await page.locator("[data-key=weigher] .clip").click()
         await page.locator(".drawer [data-deed=redeploy]").click()
 
         async def are_others() -> bool:
             return bool(found := await are(1)) and not found & before
 
-        await until(are_others, within_s=90)
+        await until(are_others)
         assert (await squad.ask("weigher.weigh", {"text": "abc"}, within_s=30)).unwrap() == 3
         await page.locator(".drawer [data-deed=drain]").click()
 
         async def are_gone() -> bool:
             return not await replicas(squad)
 
-        await until(are_gone, within_s=60)
+        await until(are_gone)
         await page.locator(".drawer [data-deed=auto]").click()
-        await until(lambda: are(1), within_s=60)
+        await until(lambda: are(1))
         await page.locator("nav a", has_text="Nodes").click()
         await page.locator(".card .tag", has_text="head").wait_for()
         await page.locator("nav a", has_text="Agents").click()

@@ -150,7 +150,7 @@ async def test_a_task_of_an_mcp_server_survives_the_replica_that_waits_for_it(
     async def noted() -> bool:
         return await ports.lite.last(note) is not None
 
-    await until(noted, within_s=60)
+    await until(noted)
     [killed] = [each.pid for each in squad._place.registry.replicas("mcp_far").values()]
     os.kill(killed, signal.SIGKILL)
     await until(lambda: _is(not psutil.pid_exists(killed)))
@@ -197,7 +197,7 @@ async def test_a_gateway_on_the_cluster_survives_a_kill_of_one_of_its_replicas(s
         now = {each.pid for each in squad._place.registry.replicas("gateway").values()}
         return len(now) == 2 and left in now
 
-    await until(healed, within_s=60)
+    await until(healed)
     assert await call("once") in again
     agents = {each["agent"] for each in (await squad.status())["agents"]}
     assert "gateway" in agents
@@ -211,4 +211,4 @@ async def test_a_gateway_on_the_cluster_survives_a_kill_of_one_of_its_replicas(s
             return True
         return False
 
-    await until(closed, within_s=60)
+    await until(closed)

@@ -48,12 +48,15 @@ async def test_no_event_is_lost_with_a_killed_replica_nor_while_the_agent_is_awa
     async def booked(count: int) -> bool:
         return len({number for number, _ in _booked(book)}) >= count
 
+    async def both() -> set[int]:
+        pids = {pid for _, pid in _booked(book)}
+        return pids if len(pids) == 2 else set()
+
     await squad.deploy(Ledger)
     plain = await squad.subscribe("ledger.*")
     publishing = asyncio.create_task(publish(range(200)))
     await until(lambda: booked(40))
-    pids = Counter(pid for _, pid in _booked(book))
-    assert len(pids) == 2
+    pids = await until(both)
     victim = min(pids)
 
     os.kill(victim, signal.SIGKILL)
@@ -62,9 +65,9 @@ async def test_no_event_is_lost_with_a_killed_replica_nor_while_the_agent_is_awa
 
     times = Counter(number for number, _ in _booked(book))
     assert set(times) == set(range(200))
-    # Only what the victim had booked and not yet settled may be booked twice.
-    assert sum(times.values()) - 200 <= Ledger.slots
-    assert [(await plain.next(within_s=5)).payload.content["number"] for _ in range(200)] == list(range(200))
+    # Only what the victim had booked and not yet settled may be booked twice, of each slot the one before, too.
+    assert sum(times.values()) - 200 <= 2 * Ledger.slots
+    assert [(await plain.next(within_s=60)).payload.content["number"] for _ in range(200)] == list(range(200))
     await plain.aclose()
 
     await squad.undeploy("ledger")
@@ -106,7 +109,7 @@ async def test_a_plain_script_subscribes_and_one_that_was_killed_hands_over(squa
     heir = await squad.subscribe_durable("script", "ledger.*")
     seen: dict[int, int] = {}
     while not seen.keys() >= set(numbers[1:]):
-        event = await heir.next(within_s=10)
+        event = await heir.next(within_s=60)
         seen[event.seq] = event.attempt
     await heir.aclose()
     await squad.forget_subscription("script")

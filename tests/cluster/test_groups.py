@@ -30,6 +30,16 @@ def agent_of(name: str, **attributes: Any) -> type[Agent]:
         async def nap(self, seconds: float) -> tuple[int, str]:
             """Sleep, and tell which process this is, and of which word."""
             await asyncio.sleep(seconds)
+            return self._here()
+
+        @topic(f"{name}.hold")
+        async def hold(self, until: str) -> tuple[int, str]:
+            """The same, when there is such a file."""
+            while not os.path.exists(until):  # noqa: ASYNC240
+                await asyncio.sleep(0.01)
+            return self._here()
+
+        def _here(self) -> tuple[int, str]:
             return os.getpid(), str(getattr(self, "_word", ""))
 
     Light.__name__ = Light.__qualname__ = name.title()
@@ -78,12 +88,12 @@ async def test_each_agent_of_a_group_is_asked_scaled_renewed_and_taken_away_as_i
     await squad.scale("two", 1)
     await squad.scale("three", 1)
     assert await squad.scale("one", 3) == "3"
-    await until(lambda: run_at(squad, "one", 3), within_s=60)
+    await until(lambda: run_at(squad, "one", 3))
     assert [await pids(squad, name) for name in ("two", "three")] == [[home], [home]]
     assert home in await pids(squad, "one")
     assert await squad.scale("one", 1) == "1"
-    await until(lambda: run_at(squad, "one", 1), within_s=60)
-    await until(lambda: run_at(squad, "two", 1), within_s=60)
+    await until(lambda: run_at(squad, "one", 1))
+    await until(lambda: run_at(squad, "two", 1))
     (home,) = await pids(squad, "one")
 
     # New code of one, under way: in the same process, its neighbours don't notice.
@@ -137,7 +147,7 @@ async def test_each_agent_of_a_group_is_asked_scaled_renewed_and_taken_away_as_i
     await until(lambda: _all_closed(Path(journal)))
 
     # One is taken away, with a task under way and one that waits for its return.
-    under_way = asyncio.create_task(where(squad, "three", 2.0))
+    under_way = asyncio.create_task(where(squad, "three", 4.0))
     await until(lambda: _taken(squad, "three"))
     await squad.undeploy("three")
     assert (await under_way)[0] == home
@@ -164,24 +174,32 @@ async def _taken(squad: Squad, agent: str) -> bool:
 
 
 @pytest.mark.timeout(300)
-async def test_the_process_of_a_group_is_killed_under_load_and_each_task_has_its_one_result(squad: Squad) -> None:
+async def test_the_process_of_a_group_is_killed_under_load_and_each_task_has_its_one_result(
+    squad: Squad, tmp_path: Path
+) -> None:
     names = ("east", "west", "north")
     await squad.deploy(*(agent_of(name, slots=8, max_replicas=1) for name in names), group="compass")
     victim, _ = await where(squad, "east")
+    may_end = tmp_path / "may end"
     handles = [
-        await squad.submit(f"{name}.nap", {"seconds": 0.2}, within_s=120) for _ in range(60) for name in names
+        await squad.submit(f"{name}.hold", {"until": str(may_end)}, within_s=120)
+        for _ in range(60)
+        for name in names
     ]
-    await until(lambda: _taken(squad, "north"))
+    for name in names:
+        await until(lambda: _taken(squad, name))  # noqa: B023
     os.kill(victim, signal.SIGKILL)
+    may_end.touch()
     outcomes = [await handle.outcome() for handle in handles]
     assert Counter(each.kind for each in outcomes) == {"result": 180}
     assert len({each.task_id for each in outcomes}) == 180
     again = [each for each in outcomes if each.attempt == 2]
-    assert 1 <= len(again) <= 24, "those under way were delivered again, and no others"
+    # What runs, what is asked for just before a slot is free, and outcomes that are being stored.
+    assert 1 <= len(again) <= 3 * 24, "those under way were delivered again, and no others"
     assert {each.attempt for each in outcomes} == {1, 2}
     assert not [letter for letter in await squad.dead_letters.list() if letter.topic.split(".")[0] in names]
     for name in names:
-        await until(lambda: run_at(squad, name, 1), within_s=60)  # noqa: B023
+        await until(lambda: run_at(squad, name, 1))  # noqa: B023
         assert victim not in await pids(squad, name)
 
 
@@ -193,7 +211,7 @@ async def test_a_group_sleeps_and_wakes_for_the_task_of_one(squad: Squad) -> Non
     )
     await squad.scale("owl", 0)
     await squad.scale("bat", 0)
-    await until(lambda: run_at(squad, "owl", 0), within_s=60)
+    await until(lambda: run_at(squad, "owl", 0))
     await squad.scale("owl", "0..1")
     first, _ = await where(squad, "owl")
     assert not (await rows(squad))["bat"]["replicas"], "it is to have none, though the process runs"

@@ -165,7 +165,7 @@ async def _silent(address: str, *, of_ray: bool) -> set[str]:
     async def rates() -> bool:
         return bool(await asyncio.to_thread(prometheus.query, address, tasks))
 
-    await until(rates, within_s=60)
+    await until(rates)
     silent = set()
     for panel in dashboard(of_ray=of_ray)["panels"]:
         queries = [target["expr"] for target in panel["targets"]]
@@ -236,7 +236,7 @@ async def test_rays_own_metrics_have_them_and_a_bridge_that_is_replaced_counts_n
         async def is_so() -> bool:
             return (await asyncio.to_thread(_of_ray, squad)).get(name) == value
 
-        await until(is_so, within_s=60)
+        await until(is_so)
 
     async def steady() -> Samples | None:
         first = await asyncio.to_thread(_of_ray, squad)
@@ -245,7 +245,7 @@ async def test_rays_own_metrics_have_them_and_a_bridge_that_is_replaced_counts_n
         second = await asyncio.to_thread(_of_ray, squad)
         return second if first.get(SAID) == second.get(SAID) else None
 
-    before = (await until(steady, within_s=60)).get(SAID, 0)
+    before = (await until(steady)).get(SAID, 0)
     await _say(squad, 4)
     await ray_says(SAID, before + 4)
     await ray_says(("squadron_replicas", "teller", "running"), 1)

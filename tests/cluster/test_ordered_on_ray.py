@@ -50,11 +50,11 @@ async def test_order_holds_over_replicas_and_the_death_of_one(squad: Squad, tmp_
             handle = await squad.submit("scribe.write", content, conversation_id=f"c{each}", within_s=90)
             asking.append(asyncio.create_task(handle.outcome()))
 
-    async def a_third_is_done() -> bool:
-        return _read(ledger).count("end ") >= CONVERSATIONS * TASKS // 3
+    async def at_work_when_a_third_is_done() -> int:
+        is_done = _read(ledger).count("end ") >= CONVERSATIONS * TASKS // 3
+        return _running(ledger) if is_done else 0
 
-    await until(a_third_is_done, every_s=0.01)
-    victim = _running(ledger)
+    victim = await until(at_work_when_a_third_is_done, every_s=0.01)
     os.kill(victim, signal.SIGKILL)
     outcomes = await asyncio.gather(*asking)
 
@@ -68,14 +68,14 @@ def _read(ledger: Path) -> str:
 
 
 def _running(ledger: Path) -> int:
-    """The replica that began the latest of the tasks under way."""
+    """The replica that began the latest of the tasks under way; 0 if none is."""
     open_tasks: dict[str, int] = {}
     for step, conversation, _, pid in map(str.split, _read(ledger).splitlines()):
         if step == "start":
             open_tasks[conversation] = int(pid)
         else:
             open_tasks.pop(conversation, None)
-    return list(open_tasks.values())[-1]
+    return [0, *open_tasks.values()][-1]
 
 
 def _check(text: str, victim: int) -> None:

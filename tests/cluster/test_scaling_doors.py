@@ -89,7 +89,7 @@ async def test_all_ways_to_scale_mean_the_same_pin_and_it_survives_controller_an
     assert "no application" in unknown.stderr
     done = await asyncio.to_thread(_run, settings, "bash", str(SCRIPT), "rower", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    await until(lambda: _is_at(squad, "3", 3), within_s=60)
+    await until(lambda: _is_at(squad, "3", 3))
 
     # Ray Serve's own command line.
     declared = yaml.safe_load(
@@ -98,21 +98,21 @@ async def test_all_ways_to_scale_mean_the_same_pin_and_it_survives_controller_an
     declared["deployments"][0]["autoscaling_config"] |= {"min_replicas": 1, "max_replicas": 2}
     (tmp_path / "serve.yaml").write_text(json.dumps({"proxy_location": "Disabled", "applications": [declared]}))
     await asyncio.to_thread(_serve, settings, "deploy", str(tmp_path / "serve.yaml"))
-    await until(lambda: _is_scale(squad, "1..2"), within_s=60)
+    await until(lambda: _is_scale(squad, "1..2"))
 
     # Our command line, and a program; the console calls the same.
     done = await asyncio.to_thread(_run, settings, sys.executable, "-c", COMMAND, "scale", "rower=2")
     assert done.returncode == 0, done.stderr
-    await until(lambda: _is_at(squad, "2", 2), within_s=60)
+    await until(lambda: _is_at(squad, "2", 2))
     assert await squad.scale("rower", 3) == "3"
-    await until(lambda: _is_at(squad, "3", 3), within_s=60)
+    await until(lambda: _is_at(squad, "3", 3))
     assert first in {each["pid"] for each in (await _rower(squad))["replicas"]}, "nobody was restarted for it"
 
     for title in ("ray::ServeController", "ray::BridgeActor"):
         (victim,) = _pids(settings, title)
         os.kill(victim, signal.SIGKILL)
-        await until(lambda: _is_back(settings, title, victim), within_s=60)  # noqa: B023
-        await until(lambda: _is_at(squad, "3", 3), within_s=60)
+        await until(lambda: _is_back(settings, title, victim))  # noqa: B023
+        await until(lambda: _is_at(squad, "3", 3))
     assert first in {each["pid"] for each in (await _rower(squad))["replicas"]}
 
 

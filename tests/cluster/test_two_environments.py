@@ -82,7 +82,7 @@ async def test_an_environment_takes_back_what_another_wrote_over_and_outlives_it
 
             server.lose_store()
 
-            await until(lambda: _answers(squad), within_s=60)
+            await until(lambda: _answers(squad))
             status = await squad.status()
             assert len(status["losses"]) == 1
             assert [each["agent"] for each in status["agents"]] == [name.partition(".")[2]]

@@ -251,8 +251,8 @@ async def test_a_reader_that_was_cancelled_goes_on_in_another_process(world: Wor
 async def test_messages_that_lapsed_unread_are_told(peer: Peer, topic: Topic) -> None:
     """Who goes on behind a message that is gone can't know whether more of them are."""
     mine = topic("a")
-    read = await peer.lite.append(mine.key, b"read", ttl_s=1)
-    await peer.lite.append(mine.key, b"unread", ttl_s=1)
+    read = await peer.lite.append(mine.key, b"read", ttl_s=3)
+    await peer.lite.append(mine.key, b"unread", ttl_s=3)
     kept = await peer.lite.append(mine.key, b"kept", ttl_s=60)
 
     async def lapsed() -> bool:

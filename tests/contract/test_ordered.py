@@ -25,7 +25,8 @@ from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from tests.contract.conftest import ON_NATS, SIGNED, Inbox, Peer, World, until
 
-LEASE_S = 1.0
+#: Of who lives, and of who dies and is to be missed soon.
+LEASE_S, DYING_S = 10.0, 1.0
 #: For what takes many steps on a machine that does other things as well.
 LATER_S = 60.0
 
@@ -118,13 +119,14 @@ class Clerk(Agent):
         self.ledger.enter(conversation, number, context.attempt)
         if context.attempt == 1:
             self.ledger.leave("failed", conversation, number, 1)
-            raise Retry("not yet", after_s=1.0)
+            raise Retry("not yet", after_s=3.0)
         self.ledger.leave("end", conversation, number, context.attempt)
         return number
 
 
 PATTERNS = tuple(spec.topic.name for spec in AgentSpec.of(Clerk).topics)
 ORDERED = Mailbox("clerk", PATTERNS, LEASE_S, ordered=True)
+DYING = replace(ORDERED, lease_s=DYING_S)
 PLAIN = Mailbox("clerk", PATTERNS, LEASE_S)
 
 Serve = Callable[..., Awaitable[Clerk]]
@@ -246,7 +248,7 @@ async def test_a_head_that_is_tried_again_later_holds_up_its_own_conversation_on
         ("start", "a", 0, 2),
     ]
     assert ledger.ended() == {"a": [0, 1, 2], "b": [0, 1, 2, 3, 4]}
-    # It comes again after a second, which may not be enough for all of the other.
+    # It comes again after three seconds, which may not be enough for all of the other.
     assert ledger.steps.index(("end", "b", 0, 1)) < ledger.steps.index(("start", "a", 0, 2))
     ledger.check_no_two_at_once()
 
@@ -256,9 +258,9 @@ async def test_the_tasks_behind_a_dead_replicas_head_wait_for_it_and_lose_no_att
 ) -> None:
     peer = await world.join("publisher")
     dying = await world.join("dying")
-    await dying.queue.declare(ORDERED)
+    await dying.queue.declare(DYING)
     taken = Inbox()
-    feed = await dying.queue.consume(ORDERED, taken)
+    feed = await dying.queue.consume(DYING, taken)
     feed.want(1)
     for number in range(6):
         await _send(peer, "a", number, topic="clerk.once" if number else "clerk.note")
@@ -267,7 +269,7 @@ async def test_the_tasks_behind_a_dead_replicas_head_wait_for_it_and_lose_no_att
 
     # It neither extends nor settles from here on.
     ledger = Ledger()
-    await serve(ledger)
+    await serve(ledger, box=DYING)
     await ledger.until_ended(6)
 
     starts = [(number, attempt) for step, _, number, attempt in ledger.steps if step == "start"]
@@ -433,7 +435,7 @@ async def test_a_replica_may_die_between_any_two_steps(
         return dying.is_dead
 
     await until(dead)
-    await serve(ledger)
+    await serve(ledger, box=DYING)
     await ledger.until_ended(10)
 
     assert ledger.ended() == {"a": [0, 1, 2, 3, 4], "b": [0, 1, 2, 3, 4]}
@@ -454,7 +456,7 @@ async def test_a_replica_may_die_between_any_two_steps_when_nobody_comes_to_the_
 
     await until(dead)
     for _ in range(2):
-        await serve(ledger)
+        await serve(ledger, box=DYING)
     await ledger.until_ended(4)
 
     assert ledger.ended() == {"a": [0, 1, 2, 3]}
@@ -465,7 +467,8 @@ async def test_a_replica_may_die_between_any_two_steps_when_nobody_comes_to_the_
 async def _serve_dying(world: World, serve: Serve, ledger: Ledger, steps: int) -> _Dying:
     mortal = await world.join("mortal")
     dying = _Dying(mortal.queue.store, steps)
-    clerk = await serve(ledger, slots=2, queue=OrderedQueue(dying, mortal.subjects, mortal.ports.clock))  # type: ignore[arg-type]
+    queue = OrderedQueue(dying, mortal.subjects, mortal.ports.clock)  # type: ignore[arg-type]
+    clerk = await serve(ledger, slots=2, box=DYING, queue=queue)
     clerk.is_dead = lambda: dying.is_dead
     return dying
 
@@ -575,6 +578,57 @@ async def test_a_message_that_leaves_no_room_for_a_header_holds_up_nothing(peer:
 
     assert ledger.ended() == {"large": [0, 1]}
     await _empty(peer)
+
+
+@ON_NATS
+@BY_HAND
+@pytest.mark.parametrize("specificity", ["x" * 950, "*", "a>"], ids=["long", "star", "no token"])
+async def test_a_topic_that_is_none_holds_up_nothing_and_is_buried(
+    peer: Peer, serve: Serve, specificity: str
+) -> None:
+    ledger, task = Ledger(), b'{"id": "a", "context": {"conversationId": "%s"}}' % (b"c" * 64)
+    await serve(ledger, box=replace(ORDERED, patterns=("clerk.*",)))
+    await peer.bus.publish(peer.subjects.task("clerk.note").replace("note", specificity), task)
+    await _send(peer, "a", 0)
+
+    await ledger.until_ended(1)
+
+    async def is_buried() -> bool:
+        letters = await peer.place.dead_letters.list(agent="clerk")
+        return [letter.message for letter in letters] == [task]
+
+    await until(is_buried)
+    await _empty(peer)
+
+
+async def test_what_a_server_takes_no_more_holds_up_nothing_and_is_there_when_it_does(
+    peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, inbox, put = Ledger(), Inbox(), type(peer.queue.store).put
+
+    async def takes_less(self: Any, subject: str, data: bytes, **how: Any) -> None:
+        if ".ordered." in subject and b"large" in data:
+            raise MessageTooLargeError("its max_payload was lowered")
+        await put(self, subject, data, **how)
+
+    monkeypatch.setattr(type(peer.queue.store), "put", takes_less)
+    await peer.queue.declare(ORDERED)
+    feed = await peer.queue.consume(ORDERED, inbox)
+    feed.want(8)
+    for number in range(2):
+        await _send(peer, "large", number)
+        await _send(peer, "b", number)
+    for _ in range(2):
+        delivery = await inbox.next()
+        assert b"large" not in delivery.data
+        await delivery.lease.settle()
+    await feed.aclose()
+
+    monkeypatch.undo()
+    # Whoever reads next.
+    await serve(ledger)
+    await ledger.until_ended(2)
+    assert ledger.ended() == {"large": [0, 1]}
 
 
 async def test_the_backlog_counts_those_in_line_and_those_not_yet(peer: Peer, serve: Serve) -> None:

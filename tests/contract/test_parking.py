@@ -47,7 +47,7 @@ from tests.contract.conftest import (
 )
 from tests.contract.own_server import OwnServer
 
-BOX = Mailbox("reader", ("book.read",), lease_s=LEASE_S)
+BOX = Mailbox("reader", ("book.read",), lease_s=30.0)
 
 
 # --- the queue ---------------------------------------------------------------------------------------
@@ -71,15 +71,15 @@ async def _is_settled(peer: Peer, name: str) -> None:
 
 
 async def test_a_parked_message_comes_again_after_its_time_and_its_beginning_does_not_count(peer: Peer) -> None:
-    delivery, inbox = await _delivered(peer, replace(BOX, lease_s=0.4))
+    delivery, inbox = await _delivered(peer, replace(BOX, lease_s=2.0))
     for _ in range(2):
         assert await delivery.lease.begin() == 1
         parked_at = now_s()
-        await delivery.lease.park(1.0)
+        await delivery.lease.park(2.5)
         # Whoever extends what it held holds it no more: that would have it come with its lease.
         await delivery.lease.extend()
         delivery = await inbox.next()
-        assert now_s() >= parked_at + 0.99
+        assert now_s() >= parked_at + 2.49
     # A beginning that is handed back as ever counts.
     assert await delivery.lease.begin() == 1
     await delivery.lease.release()
@@ -101,7 +101,7 @@ async def test_a_parked_message_is_woken_by_anybody_who_has_its_token(world: Wor
 
 
 async def test_one_in_line_is_parked_with_its_conversation_and_woken(peer: Peer) -> None:
-    delivery, inbox = await _delivered(peer, Mailbox("reader", ("book.read",), lease_s=LEASE_S, ordered=True))
+    delivery, inbox = await _delivered(peer, replace(BOX, ordered=True))
     behind = peer.ports.pack("task", {"content": 2}, conversation_id="c-1")
     await peer.queue.put(peer.subjects.task("book.read"), behind, msg_id="b")
     await delivery.lease.begin()
@@ -408,9 +408,9 @@ async def test_a_task_that_was_parked_is_not_expired_for_having_waited(
 ) -> None:
     await serve(Buyer())
     async with _awake(world):
-        handle = await peer.caller.submit("park.approve", None, AskOptions(within_s=600, start_within_s=2.5))
+        handle = await peer.caller.submit("park.approve", None, AskOptions(within_s=600, start_within_s=4))
         asked = await _parked(peer)
-        await asyncio.sleep(2.6)
+        await asyncio.sleep(4.2)
         await _people(peer).answer(asked.query_id, by="ana")
         assert (await handle.outcome()).unwrap() == "accept"
 

@@ -183,7 +183,7 @@ async def test_nothing_goes_into_the_bucket_until_something_large_comes(wiring: 
 
 async def test_nothing_at_all_is_left_of_what_was_dropped_or_ran_out(wiring: Wiring) -> None:
     dropped = await wiring.ports.claims.vault.store(os.urandom(3 * MB), keep_s=60)
-    await wiring.ports.claims.vault.store(os.urandom(3 * MB), keep_s=1)
+    await wiring.ports.claims.vault.store(os.urandom(3 * MB), keep_s=4)
     assert sum((await objects(wiring)).values()) == 2 * (3 + 1)
     await wiring.ports.claims.vault.drop(dropped)
 

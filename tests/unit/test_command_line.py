@@ -304,6 +304,40 @@ def test_health_of_what_can_not_be_reached_is_an_exit_code(clean: Path, monkeypa
     assert "hidden" not in ended.output
 
 
+@pytest.mark.parametrize(
+    ("answers", "within", "says"), [(0, "0.2", "NATS did not answer in 0.2 s"), (1, "1", "NATS does not answer")]
+)
+async def test_health_waits_for_a_silent_server_no_longer_than_it_was_told(
+    clean: Path, answers: int, within: str, says: str
+) -> None:
+    pings = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal pings
+        info = {"server_id": "x", "version": "2.11.0", "proto": 1, "headers": True, "max_payload": 1 << 20}
+        if answers:
+            writer.write(f"INFO {json.dumps(info)}\r\n".encode())
+        while line := await reader.readline():
+            if line == b"PING\r\n":
+                pings += 1
+                if pings <= answers:
+                    writer.write(b"PONG\r\n")
+        writer.close()
+
+    # Given a server that takes a connection, and answers no more than that
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"nats://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        options = {"env": {**os.environ, "NATS_URL": url}}
+        ended = await asyncio.to_thread(squadron, "health", "--within", within, "--json", **options)
+
+    told = json.loads(ended.stdout)
+    assert ended.returncode == 1, ended.stderr
+    # Who is slow has not even connected by then.
+    assert told["nats"]["trouble"] in (says, f"NATS did not answer in {within} s")
+    # When it leaves it does not wait for an answer once more.
+    assert pings <= 2 * answers
+
+
 # --- values ------------------------------------------------------------------------------------------
 
 

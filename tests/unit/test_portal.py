@@ -42,7 +42,8 @@ def _interrupt(thread: int, after_s: float, go: threading.Event, over: threading
         pass
     signal.pthread_kill(thread, signal.SIGUSR1)
     # What is raised while garbage is collected Python drops: people press again.
-    while not over.wait(1.0):
+    # So late that on a machine that stalls none of them comes behind the wait.
+    while not over.wait(10.0):
         signal.pthread_kill(thread, signal.SIGUSR1)
 
 

@@ -46,7 +46,7 @@ import pathlib
 from squadron.bridge.jetstream.link import embedded
 from squadron.runtime.errors import SquadronError
 try:
-    embedded.ensure(pathlib.Path({str(home)!r}), ready_within_s=0.5, trusted=sys.argv[1])
+    embedded.ensure(pathlib.Path({str(home)!r}), ready_within_s=5.0, trusted=sys.argv[1])
 except SquadronError as error:
     print(error.to_dict())
 """
