@@ -209,11 +209,11 @@ class MemoryQueue:
     async def wake(self, token: str) -> None:
         await self._line.answer()
         try:
-            seq, delivered = map(int, token.split("."))
+            seq, _ = map(int, token.split("."))
         except ValueError:
             raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
         if task := self._tasks.get(seq):
-            self.give_back(task, delivered)
+            self.give_back(task, task.delivered)
 
     def take_over(self, token: str) -> Lease:
         try:

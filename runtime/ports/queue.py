@@ -214,6 +214,8 @@ class Queue(Protocol):
     async def wake(self, token: str) -> None:
         """Have a message that was parked delivered now; one that is settled stays so.
 
+        One that was delivered again since is taken from whoever has it.
+
         Raises:
             InvalidMessageError: that is no token of a lease.
             BusUnavailableError: the server did not say so in time; trying again is safe.
