@@ -31,6 +31,7 @@ from squadron.bridge.jetstream.journal import JetStreamJournal
 from squadron.bridge.jetstream.link.connect import Connection
 from squadron.bridge.jetstream.stream_configs import STREAM_NOT_FOUND, StreamNames, find
 from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidInputError, InvalidMessageError
+from squadron.runtime.wire.start import LATEST_S
 
 #: A batch is sealed so much after its entries, at most, in seconds: a read from some time on begins that earlier.
 _SLACK_S = 5.0
@@ -102,14 +103,18 @@ def moment(text: str, *, now: Callable[[], float] = time.time) -> float:
     Raises:
         InvalidInputError: it is none.
     """
+    at = float("inf")
     if found := re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd])", text.strip()):
-        return now() - float(found[1]) * _UNITS_S[found[2]]
-    try:
-        at = datetime.fromisoformat(text.strip())
-        return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
-    except ValueError:
+        at = now() - float(found[1]) * _UNITS_S[found[2]]
+    else:
+        with contextlib.suppress(ValueError):
+            read = datetime.fromisoformat(text.strip())
+            at = (read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp()
+    if at >= LATEST_S:
         hint = "like 15m, 2h, 3d, 2026-11-28 or 2026-11-28T17:00:00Z"
-        raise InvalidInputError(f"{text!r} is no time", field="since", hint=hint) from None
+        raise InvalidInputError(f"{text!r} is no time", field="since", hint=hint)
+    # Before the epoch nothing was, and few can tell of it.
+    return max(0.0, at)
 
 
 class AuditTrail:

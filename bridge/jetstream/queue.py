@@ -137,12 +137,18 @@ class JetStreamQueue:
         return {priority: info for priority, info in zip(lanes, infos, strict=True) if info is not None}
 
     async def put(
-        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> None:
         """Store one message; it is durable when this returns."""
         check_queued(subject)
-        await self._file(subject, data, msg_id)
-        await self._publish(subject, data, msg_id, dict(headers or {}))
+        await self._file(subject, data, msg_id, signed=signed)
+        await self._publish(subject, data, msg_id, dict(headers or {}), signed=signed)
 
     async def put_alone(
         self,
@@ -164,18 +170,21 @@ class JetStreamQueue:
         except FencedError:
             return 0
 
-    async def _file(self, subject: str, data: bytes, msg_id: str) -> None:
+    async def _file(self, subject: str, data: bytes, msg_id: str, *, signed: bool = True) -> None:
         """First: what can't be recorded is not sent."""
         if self._strict:
             filed = sent_subject(self._subjects.environment, subject)
-            await self._publish(filed, data, f"{msg_id}.sent" if msg_id else "", {})
+            await self._publish(filed, data, f"{msg_id}.sent" if msg_id else "", {}, signed=signed)
 
-    async def _publish(self, subject: str, data: bytes, msg_id: str, headers: dict[str, str]) -> int:
+    async def _publish(
+        self, subject: str, data: bytes, msg_id: str, headers: dict[str, str], *, signed: bool = True
+    ) -> int:
         if msg_id:
             headers["Nats-Msg-Id"] = msg_id
         async with self._publishing:
             await self._connection.client.give_way()
-            return await self._connection.ask(subject, data, read_new, headers=headers)
+            said = [("", data, headers)]
+            return await self._connection.ask_many(subject, said, read_new, signed=signed)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox."""

@@ -168,16 +168,25 @@ class MemoryQueue:
         self._held_by.pop(name, None)
 
     async def put(
-        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> None:
         check_queued(subject)
         check_size(data)
         await self._line.answer()
-        self._store(subject, data, msg_id, headers)
+        self._store(subject, data, msg_id, headers, signed=signed)
 
-    def _store(self, subject: str, data: bytes, msg_id: str, headers: Mapping[str, str] | None) -> int:
-        whole = {**(headers or {}), "Nats-Msg-Id": msg_id} if msg_id else headers
-        headers = self._line.headers(subject, data, whole)
+    def _store(
+        self, subject: str, data: bytes, msg_id: str, given: Mapping[str, str] | None, *, signed: bool = True
+    ) -> int:
+        headers = {**(given or {}), **({"Nats-Msg-Id": msg_id} if msg_id else {})}
+        if signed:
+            headers = self._line.headers(subject, data, headers)
         if self._bus is not None:
             # Who listens hears what a server is sent, also what that has already.
             self._bus.deliver(Note(subject, data, "", Headed(headers)))
@@ -200,11 +209,11 @@ class MemoryQueue:
     async def wake(self, token: str) -> None:
         await self._line.answer()
         try:
-            seq, delivered = map(int, token.split("."))
+            seq, _ = map(int, token.split("."))
         except ValueError:
             raise InvalidMessageError(f"{token[:80]!r} is no lease") from None
         if task := self._tasks.get(seq):
-            self.give_back(task, delivered)
+            self.give_back(task, task.delivered)
 
     def take_over(self, token: str) -> Lease:
         try:

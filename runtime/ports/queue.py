@@ -186,12 +186,19 @@ class Queue(Protocol):
         ...
 
     async def put(
-        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> None:
         """Store one message; it is durable when this returns, and once per `msg_id` (if any) within two minutes.
 
         Args:
             headers: that its deliveries have.
+            signed: whether it is signed, if this process signs.
 
         Raises:
             InvalidSubjectError: `subject` is not a task's.
@@ -206,6 +213,8 @@ class Queue(Protocol):
 
     async def wake(self, token: str) -> None:
         """Have a message that was parked delivered now; one that is settled stays so.
+
+        One that was delivered again since is taken from whoever has it.
 
         Raises:
             InvalidMessageError: that is no token of a lease.

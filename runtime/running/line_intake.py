@@ -8,7 +8,7 @@ from collections import deque
 from pydantic_core import from_json
 
 from squadron.runtime.background import cancel_all, spawn
-from squadron.runtime.errors import BusUnavailableError, SquadClosedError
+from squadron.runtime.errors import BusUnavailableError, MessageTooLargeError, SquadClosedError
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.queue import SERIAL_AT_ONCE, Delivery, Feed
 from squadron.runtime.retries import traceback_of
@@ -76,17 +76,18 @@ class LineIntake:
     async def _put(self, conversation: str, held: deque[tuple[Delivery, str]]) -> None:
         try:
             while held and not self._lost.is_set():
-                together, called = len(held), 0
-                for at, (delivery, id) in enumerate([*held]):
-                    fresh = delivery.lease.first and delivery.stored_at > self._since
-                    called += await self._lines.join(delivery, conversation, id, fresh=fresh, behind=at > 0)
-                if called < together:
+                joined = [
+                    await self._join(delivery, conversation, id, behind=at > 0)
+                    for at, (delivery, id) in enumerate([*held])
+                ]
+                if not all(joined):
                     await self._lines.call(conversation)
-                for _ in range(together):
-                    await held[0][0].lease.settle()
+                for stands in joined:
+                    if stands is not None:
+                        await held[0][0].lease.settle()
                     held.popleft()
                 if self._feed is not None:
-                    self._feed.want(together)
+                    self._feed.want(len(joined))
         except (BusUnavailableError, SquadClosedError) as error:
             # What was held is delivered again when its lease ends.
             self._log.warning("ordered.later", error=str(error))
@@ -96,6 +97,15 @@ class LineIntake:
             self._lost.set()
         finally:
             del self._held[conversation]
+
+    async def _join(self, delivery: Delivery, conversation: str, id: str, *, behind: bool) -> bool | None:
+        """As `WaitingLines.join`; None of what can't stand there, which stays where it is and holds up nobody."""
+        fresh = delivery.lease.first and delivery.stored_at > self._since
+        try:
+            return await self._lines.join(delivery, conversation, id, fresh=fresh, behind=behind)
+        except MessageTooLargeError as error:
+            self._log.error("ordered.passed_over", subject=delivery.subject, task=id, error=str(error))
+            return None
 
     async def _read_anew(self) -> None:
         while True:

@@ -295,10 +295,16 @@ class OrderedQueue:
             await self._line_store(name).remove(box(self._subjects, Mailbox(name, ())).name)
 
     async def put(
-        self, subject: str, data: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self,
+        subject: str,
+        data: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        signed: bool = True,
     ) -> None:
         """Store one message."""
-        await self.store.put(subject, data, msg_id=msg_id, headers=headers)
+        await self.store.put(subject, data, msg_id=msg_id, headers=headers, signed=signed)
 
     async def consume(self, mailbox: Mailbox, sink: Callable[[Delivery], None]) -> Feed:
         """Pull from the mailbox; from an ordered one comes only what may run now."""

@@ -11,7 +11,7 @@ from squadron.runtime.errors import MessageTooLargeError
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.ports.queue import Delivery, Mailbox, Store, sent_with
 from squadron.runtime.trust.carried import carry
-from squadron.runtime.wire.subjects import OrderedSubject, Subjects, TicketSubject
+from squadron.runtime.wire.subjects import MAX_TOKEN, OrderedSubject, Subjects, TicketSubject
 
 #: Header of a task in line that nobody can have begun before it stood there, and that came under its own id: when
 #: it came, in seconds since the epoch.
@@ -23,6 +23,9 @@ IN_LINE, CALLED = ".ordered", ".called"
 #: A ticket that holds its task is believed if the task came no longer before it, in seconds: the server knows ids
 #: for twice as long, so there was no other ticket of it.
 CALLED_WITHIN_S = 60.0
+#: So much is kept of each token of a topic, in characters: four times what one may have. With what a place in line
+#: has beside it, a subject is to be no longer than a server takes.
+LONGEST_IN_LINE = 4 * MAX_TOKEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +42,16 @@ class WaitingLines:
 
         Returns whether it found its line empty, and has its ticket. Otherwise the head is to be called.
 
+        Raises:
+            MessageTooLargeError: the server takes less by now than it took when it came.
+
         Args:
             id: that the task says it has, as a token.
             fresh: whether surely nobody was delivered it before.
             behind: whether others were put into this line a moment ago.
         """
-        topic = ".".join(delivery.subject.split(".")[3:5])
+        # What is cut is no topic: somebody has to bury it.
+        topic = ".".join(token[:LONGEST_IN_LINE] for token in delivery.subject.split(".")[3:5])
         place = str(OrderedSubject(self.subjects.environment, self.mailbox.name, conversation, topic))
         # Under the message id that it came with, so that the head of the line is known to have come under it.
         came_with = delivery.headers.get("Nats-Msg-Id", "")
@@ -64,8 +71,9 @@ class WaitingLines:
                     return True
             await self.store.put(place, delivery.data, msg_id=msg_id, headers=headers)
         except MessageTooLargeError:
-            # It came without headers and leaves no room for one; it must not hold up all others for ever.
-            await self.store.put(place, delivery.data, msg_id="")
+            # It came without headers and leaves no room for one, nor for a signature, which would say that it is
+            # ours; it must not hold up all others for ever.
+            await self.store.put(place, delivery.data, msg_id="", signed=False)
         return False
 
     async def head(self, conversation: str = "*") -> Entry | None:

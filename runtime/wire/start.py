@@ -46,13 +46,14 @@ def check_start(start: Start, *, what: str = "a subscription", more: str = "") -
     """
     if isinstance(start, str) and start in ("new", "first"):
         return start
-    if isinstance(start, datetime) and start.tzinfo is not None:
-        return start.timestamp()
+    if isinstance(start, datetime) and start.tzinfo is not None and start.timestamp() < LATEST_S:
+        # Nothing was stored before the epoch.
+        return max(0.0, start.timestamp())
     if isinstance(start, int) and not isinstance(start, bool) and start >= 1:
         return start
     if isinstance(start, float) and 0 <= start < LATEST_S:
         return start
-    why = ", which has no time zone" if isinstance(start, datetime) else ""
+    why = ", which has no time zone" if isinstance(start, datetime) and start.tzinfo is None else ""
     raise InvalidInputError(
         f"{what} can't start at {start!r}{why}",
         field="start",

@@ -6,7 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -74,8 +73,7 @@ def _ended(news: QuestionNews) -> str:
 
 
 def _until(question: Question) -> str:
-    at = datetime.fromtimestamp(question.deadline_ms / 1000, UTC)
-    return at.isoformat(" ", "seconds").removesuffix("+00:00") + " UTC"
+    return f"{frame.when(question.deadline_ms / 1000)} UTC"
 
 
 def _show(asked: OpenQuestion) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -83,14 +81,7 @@ async def _list(ctx: typer.Context, topic: str, agent: str, limit: int, as_json:
 
 def _row(letter: DeadLetter) -> tuple[str, ...]:
     reason = " ".join((letter.last_error or letter.reason).split())
-    return (letter.id, letter.agent, letter.topic, str(letter.attempts), _when(letter), reason)
-
-
-def _when(letter: DeadLetter) -> str:
-    # Whoever wrote the letter chose the number.
-    with contextlib.suppress(ValueError, OverflowError, OSError):
-        return datetime.fromtimestamp(letter.buried_at, UTC).isoformat(" ", "seconds").removesuffix("+00:00")
-    return "?"
+    return (letter.id, letter.agent, letter.topic, str(letter.attempts), frame.when(letter.buried_at), reason)
 
 
 def _show_table(letters: Sequence[DeadLetter]) -> None:
@@ -139,7 +130,7 @@ def _show_letter(letter: DeadLetter) -> None:
         "attempts": str(letter.attempts),
         "last error": letter.last_error,
         "traceback": letter.traceback_digest,
-        "buried": f"{_when(letter)} UTC",
+        "buried": f"{frame.when(letter.buried_at)} UTC",
         "message": f"{len(letter.message)} bytes" + ("" if letter.complete else ", the rest was not kept"),
     }
     console = frame.out()

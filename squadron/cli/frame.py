@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
@@ -215,6 +216,13 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
     """One JSON value on stdout: one line for a program, and indented so much for a person."""
     sys.stdout.write(_json_text(value, indent if sys.stdout.isatty() else None) + "\n")
     sys.stdout.flush()
+
+
+def when(at: float) -> str:
+    """A time in UTC, to the second; `?` where there is none. Anybody may have sent one that has no date."""
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").removesuffix("+00:00") if at else "?"
+    return "?"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -75,12 +75,8 @@ async def _list(ctx: typer.Context, owner: str, everything: bool, limit: int, as
 
 def _row(each: LiteInfo) -> tuple[str, ...]:
     life = f"{max(0.0, each.ends_at - time.time()):.0f} s" if each.ends_at else "-"
-    state = each.ended or "open"
-    return (f"{each.owner}/{each.id}", state, str(each.seq), _when(each.time), life, str(each.bytes), each.kind)
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").removesuffix("+00:00") if at else "?"
+    name, state = f"{each.owner}/{each.id}", each.ended or "open"
+    return name, state, str(each.seq), frame.when(each.time), life, str(each.bytes), each.kind
 
 
 def _show_table(topics: Sequence[LiteInfo]) -> None:
@@ -154,7 +150,7 @@ def _write(message: LiteMessage, as_json: bool) -> None:
     else:
         if message.missed:
             frame.tell("… some before this one may have ended unread")
-        frame.write_row(str(message.seq), _when(message.time), text_of(message))
+        frame.write_row(str(message.seq), frame.when(message.time), text_of(message))
     sys.stdout.flush()
 
 
@@ -277,8 +273,8 @@ def start_of(text: str) -> LiteStart:
         return int(text)
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        # Without a zone it is meant as people's clocks have it, which know no time beyond the first or last year.
+        return at if at.tzinfo is not None else at.astimezone()
+    except (ValueError, OverflowError):
         hint = "first, last, new, a sequence, -20 for the newest 20, or a time as 2026-11-28T17:00"
         raise InvalidInputError(f"--from can't be {text!r}", field="from", hint=hint) from None
-    # Without a zone it is meant as people's clocks have it.
-    return at if at.tzinfo is not None else at.astimezone()

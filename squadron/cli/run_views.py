@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -73,11 +72,7 @@ async def _list(ctx: typer.Context, agent: str, limit: int, as_json: bool) -> in
 def _row(info: RunInfo) -> tuple[str, ...]:
     cost = f"{info.usd:.4f}" if info.usd else "-"
     counts = (str(info.rounds), str(info.running), f"{info.tokens:,}", cost)
-    return (info.state, info.agent, *counts, _when(info.started), " ".join(info.title.split()))
-
-
-def _when(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(" ", "seconds").removesuffix("+00:00") if at else "?"
+    return (info.state, info.agent, *counts, frame.when(info.started), " ".join(info.title.split()))
 
 
 #: Below so many columns of the terminal a table of runs has less.

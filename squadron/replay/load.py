@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from pydantic import ValidationError
 
@@ -21,6 +21,7 @@ from squadron.runtime.asking.options import AskOptions
 from squadron.runtime.errors import ConfigError, InvalidSubjectError, RecordingError, SquadronError
 from squadron.runtime.store.claims import claim_of
 from squadron.runtime.store.sealed import is_sealed
+from squadron.runtime.wire.amounts import LAST_S, is_amount
 from squadron.runtime.wire.envelope import AgentMessage
 from squadron.runtime.wire.limits import UNLIMITED
 from squadron.runtime.wire.outcome import Outcome, from_content
@@ -211,10 +212,15 @@ def _is_task(subject: str) -> bool:
     return subject.split(".")[2:3] == ["task"]
 
 
+def _is_time(at: Any) -> TypeGuard[float]:
+    # One that never comes would be waited for.
+    return is_amount(at, LAST_S)
+
+
 def _odd(record: Any) -> RecordedTask | None:
     """A task as a trail has it whose message is no envelope: as a text, in base64, or not at all."""
     match record:
-        case {"kind": "task", "at": float() | int() as at, "subject": str() as subject} if _is_task(subject):
+        case {"kind": "task", "at": at, "subject": str() as subject} if _is_task(subject) and _is_time(at):
             environment, topic = subject.split(".")[1], subject.split(".", 3)[-1]
             with contextlib.suppress(InvalidSubjectError):
                 topic = TaskSubject.parse(subject).topic
@@ -229,7 +235,10 @@ def _read(record: Any, number: int) -> tuple[float, str, AgentMessage] | None:
             return None
         raw, subject = record["message"], str(record["subject"])
         message = AgentMessage.model_validate_json(raw if isinstance(raw, str) else json.dumps(raw))
-        return float(record.get("at", message.timestamp)), subject, message
+        at = record.get("at", message.timestamp)
+        if not _is_time(at):
+            raise ValueError(f"at: {at!r} is no time")
+        return at, subject, message
     except ValidationError as error:
         if not _is_task(subject):
             # What is said on lite topics need be no envelope.

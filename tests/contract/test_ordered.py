@@ -580,6 +580,57 @@ async def test_a_message_that_leaves_no_room_for_a_header_holds_up_nothing(peer:
     await _empty(peer)
 
 
+@ON_NATS
+@BY_HAND
+@pytest.mark.parametrize("specificity", ["x" * 950, "*", "a>"], ids=["long", "star", "no token"])
+async def test_a_topic_that_is_none_holds_up_nothing_and_is_buried(
+    peer: Peer, serve: Serve, specificity: str
+) -> None:
+    ledger, task = Ledger(), b'{"id": "a", "context": {"conversationId": "%s"}}' % (b"c" * 64)
+    await serve(ledger, box=replace(ORDERED, patterns=("clerk.*",)))
+    await peer.bus.publish(peer.subjects.task("clerk.note").replace("note", specificity), task)
+    await _send(peer, "a", 0)
+
+    await ledger.until_ended(1)
+
+    async def is_buried() -> bool:
+        letters = await peer.place.dead_letters.list(agent="clerk")
+        return [letter.message for letter in letters] == [task]
+
+    await until(is_buried)
+    await _empty(peer)
+
+
+async def test_what_a_server_takes_no_more_holds_up_nothing_and_is_there_when_it_does(
+    peer: Peer, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, inbox, put = Ledger(), Inbox(), type(peer.queue.store).put
+
+    async def takes_less(self: Any, subject: str, data: bytes, **how: Any) -> None:
+        if ".ordered." in subject and b"large" in data:
+            raise MessageTooLargeError("its max_payload was lowered")
+        await put(self, subject, data, **how)
+
+    monkeypatch.setattr(type(peer.queue.store), "put", takes_less)
+    await peer.queue.declare(ORDERED)
+    feed = await peer.queue.consume(ORDERED, inbox)
+    feed.want(8)
+    for number in range(2):
+        await _send(peer, "large", number)
+        await _send(peer, "b", number)
+    for _ in range(2):
+        delivery = await inbox.next()
+        assert b"large" not in delivery.data
+        await delivery.lease.settle()
+    await feed.aclose()
+
+    monkeypatch.undo()
+    # Whoever reads next.
+    await serve(ledger)
+    await ledger.until_ended(2)
+    assert ledger.ended() == {"large": [0, 1]}
+
+
 async def test_the_backlog_counts_those_in_line_and_those_not_yet(peer: Peer, serve: Serve) -> None:
     await peer.queue.declare(ORDERED)
     for number in range(3):

@@ -23,7 +23,7 @@ from squadron.bridge.control.control import Bridge
 from squadron.bridge.control.finding import Finder
 from squadron.bridge.host import Host
 from squadron.bridge.jetstream.wiring import Wiring
-from squadron.bridge.memory import MemoryServer
+from squadron.bridge.memory import MAX_PAYLOAD_BYTES, MemoryServer
 from squadron.bridge.place import Place
 from squadron.bridge.status_relay import StatusRelay, own_status
 from squadron.config import Settings
@@ -710,6 +710,20 @@ async def test_a_task_in_line_keeps_its_sender_s_signature(land: Land) -> None:
     assert [each.data for each in outcomes if isinstance(each, Result)] == [0, 1, 2]
     assert agent.ran == [0, 1, 2]
     assert not peer.ports.guard.refused
+
+
+@pytest.mark.parametrize("verify", ["warn", "require"])
+async def test_a_task_that_leaves_no_room_for_a_signature_holds_up_nothing(land: Land, verify: str) -> None:
+    agent, peer = await _ordered(land, verify=verify)
+    ann, stranger = await land.join("ann", "client"), await land.join("stranger", None, verify="off")
+    empty = AgentMessage.new("task", AgentIdentity(id=""), {"n": 0}, conversation_id="c1").encode()
+    room = stranger.place.connection.max_payload if land.kind == "jetstream" else MAX_PAYLOAD_BYTES
+    task = empty.replace(b'"id":""', b'"id":"%s"' % (b"x" * (room - len(empty))))
+    await stranger.queue.put(stranger.subjects.task("desk.note"), task, msg_id="")
+    options = AskOptions(within_s=10, conversation_id="c1")
+    assert isinstance(await ann.caller.ask("desk.note", {"n": 1}, options), Result)
+    assert agent.ran == ([0, 1] if verify == "warn" else [1])
+    assert peer.ports.guard.refused == {"task": 1}
 
 
 async def test_what_a_stranger_puts_in_line_does_not_run(land: Land) -> None:

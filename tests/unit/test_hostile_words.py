@@ -35,7 +35,7 @@ from squadron.runtime.lite.listing import LiteInfo
 from squadron.runtime.lite.reader import LiteMessage
 from squadron.runtime.store.dead_letters import DeadLetter
 from squadron.runtime.streams.writer import Chunk
-from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.envelope import LAST_MS, AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Failed, Result
 from squadron.runtime.wire.question import Proposal, Question, Reply
 from squadron.runtime.wire.topics import ScoredTopic, SemanticTopic, TopicList
@@ -142,7 +142,8 @@ def asked() -> list[OpenQuestion]:
     proposal = Proposal(EVIL, {"to": EVIL}, {"type": "object"})
     both = (
         Question(message=EVIL, schema=schema, deadline_ms=2_000_000_000_000),
-        Question.approval(proposal, deadline_ms=2_000_000_000_000),
+        # Until a time that has no date.
+        Question.approval(proposal, deadline_ms=LAST_MS),
     )
     return [evil(OpenQuestion, question=each) for each in both]
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from squadron import Agent, topic
+from squadron.bridge.audit.history import moment
 from squadron.bridge.audit.records import RecordMaker
 from squadron.bridge.audit.redaction import Redaction
 from squadron.bridge.jetstream.intake import Caught
 from squadron.replay.load import put_load, tasks_in, tasks_of
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import ConfigError, RecordingError
+from squadron.runtime.errors import ConfigError, InvalidInputError, RecordingError
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.outcome import Outcome
 from squadron.testing import MemorySquad, now_s
@@ -37,6 +38,12 @@ class Counter(Agent):
 
 def record(at: float, subject: str, message: AgentMessage) -> str:
     return json.dumps({"at": at, "subject": subject, "message": message.model_dump(mode="json", by_alias=True)})
+
+
+TASK = {
+    "subject": "agents.prod.task.words.count.p5",
+    "message": json.loads(AgentMessage.new("task", ME, {"text": "a"}).encode()),
+}
 
 
 def traffic(path: Path, *, gap_s: float = 10.0) -> Path:
@@ -128,6 +135,17 @@ async def test_a_window_of_a_trail_is_read_until_its_tasks_have_ended(tmp_path: 
     assert looked[-1] == 7
 
 
+def test_the_beginning_of_a_window_is_a_time_of_which_there_can_be_records() -> None:
+    assert moment("2h", now=lambda: 10_000.0) == 2_800.0
+    assert moment("1970-01-01T01:00+01:00") == 0.0
+    assert moment("2026-11-28") == 1_795_824_000.0
+    for long_ago in ("999999999d", f"{'9' * 400}d", "0001-01-01", "0001-01-01T00:00+14:00"):
+        assert moment(long_ago) == 0.0
+    for text in ("9999-12-31T23:59-14:00", "soon", "1e5d", "-2h", ""):
+        with pytest.raises(InvalidInputError, match="is no time"):
+            moment(text)
+
+
 async def test_what_can_not_be_sent_is_told_and_the_others_go_on(tmp_path: Path) -> None:
     file = traffic(tmp_path / "traffic.jsonl", gap_s=0.0)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
@@ -199,6 +217,11 @@ async def test_tasks_that_a_trail_has_not_as_they_were_are_told_and_the_others_g
         ("nonsense", "line 1"),
         ('{"subject": "agents.prod.task.a.b", "message": {"id": ""}}', r"line 1: message\."),
         ('{"kind": "gap"}', "no task"),
+        *(
+            (json.dumps(TASK | {"at": "AT", **more}).replace('"AT"', at), "line 1: .*is no time")
+            for at in ("1e400", "-1e400", "NaN", "-1", "253402300800", f"1{'0' * 400}", '"soon"', "true")
+            for more in ({}, {"kind": "task"})
+        ),
     ],
 )
 def test_a_file_that_holds_no_tasks_is_told_so(line: str, says: str, tmp_path: Path) -> None:

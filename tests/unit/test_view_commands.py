@@ -31,7 +31,7 @@ from squadron.cli.top import keys, resizes, split_keys
 from squadron.runtime.background import spawn
 from squadron.runtime.errors import BridgeUnavailableError, InvalidInputError, InvalidSubjectError, Terminal
 from squadron.runtime.running.context import Context
-from squadron.runtime.wire.start import Tail
+from squadron.runtime.wire.start import Tail, check_lite_start
 from squadron.testing import FunctionModel, MemorySquad, ScriptedModel
 from squadron.views.listener import Missed
 from squadron.views.passing import Passing
@@ -372,8 +372,13 @@ def test_places_and_names_are_read_as_they_are_typed() -> None:
     ]
     assert start_of("2026-11-28T17:00:00+00:00").timestamp() == 1_795_885_200  # type: ignore[union-attr]
     assert start_of("2026-11-28").tzinfo is not None  # type: ignore[union-attr]
-    with pytest.raises(InvalidInputError, match="--from"):
-        start_of("")
+    for text in ("", "0001-01-01"):
+        with pytest.raises(InvalidInputError, match="--from"):
+            start_of(text)
+    # Nothing was stored before the epoch, and no server reads a time after the year 9999.
+    assert check_lite_start(start_of("0001-01-01T00:00+14:00")) == 0.0
+    with pytest.raises(InvalidInputError, match="can't start at"):
+        check_lite_start(start_of("9999-12-31T23:59-14:00"))
     assert owner_and_id("chat/one") == ("chat", "one")
     with pytest.raises(InvalidSubjectError):
         owner_and_id("agents.test.task.a.b")

@@ -178,7 +178,7 @@ class Connection:
     ) -> asyncio.Future[T]:
         """As `ask`, with one question in several messages, each with what its reply subject ends with."""
         for _, data, headers in messages:
-            self._check(subject, data, headers)
+            self._check(subject, data, headers, signed=signed)
         answer: asyncio.Future[T] = self._loop.create_future()
         token = next(self._tokens)
         reply = f"{self._inbox}.{token}"
@@ -273,12 +273,12 @@ class Connection:
             sink(Heard(msg.subject, msg.reply, msg.data, msg.headers))
         return subscription
 
-    def _check(self, subject: str, data: bytes, headers: Headers) -> None:
+    def _check(self, subject: str, data: bytes, headers: Headers, *, signed: bool) -> None:
         if self._closed:
             raise self.error("")
         if len(subject) > MAX_SUBJECT:
             raise InvalidSubjectError(f"a subject of {len(subject):,} characters is too long")
-        size = len(data) + self.client.signature_bytes
+        size = len(data) + (self.client.signature_bytes if signed else 0)
         if size < self.client.max_payload - HEADER_BYTES:
             return
         # nats-py leaves the headers out of its check, and the server closes the connection over them.
@@ -327,7 +327,7 @@ class Connection:
             MessageTooLargeError: larger than the server takes.
             InvalidSubjectError: the subject is longer than the server takes.
         """
-        self._check(subject, data, headers)
+        self._check(subject, data, headers, signed=signed)
         await self.client.give_way()
         try:
             self.client.post(subject, data, reply=reply, headers=headers, signed=signed)
