@@ -69,7 +69,7 @@ async def test_the_next_bridge_knows_what_was_learned_before_anybody_can_teach_i
     for number in range(3):
         await earlier.prefer(f"intent {number}", "a.topic", source=f"user{number}")
     bridge = BridgeProcess()
-    bridge._settings, bridge.wiring = settings, cast(Any, place)
+    bridge._settings, bridge.wiring = settings, cast("Any", place)
 
     verbs = (await bridge._search()).verbs
     await verbs["prefer"]("intent 3", "a.topic", source="user3")
