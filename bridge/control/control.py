@@ -19,7 +19,7 @@ from squadron.bridge.control.describing import Endings, described, not_deployed,
 from squadron.bridge.control.on_record import on_record
 from squadron.bridge.control.scaling_figures import LatestFigures, runnable
 from squadron.runtime.background import cancel_all, spawn
-from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidMessageError, SquadronError
+from squadron.runtime.errors import ConfigError, InvalidMessageError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import Note, Subscription
@@ -240,13 +240,13 @@ class Bridge:
     async def _change(self, *wanted: Deployment) -> None:
         """All or none: if anything fails, mailboxes, records and cards are made what they were.
 
-        Journal before cluster: what was acknowledged is taken up again by the next bridge.
+        Journal before mailboxes and cluster: what there is of an agent is known to the next bridge.
         """
         before = {each.agent: self._deployments.get(each.agent) for each in wanted}
         self._deployments.update({each.agent: each for each in wanted})
         try:
-            await self._deployed.write_all("mailbox", before)
             await self._deployed.write_all("deployment", before)
+            await self._deployed.write_all("mailbox", before)
             await self._replicas.apply(list(self._deployments.values()))
             await self._deployed.write_all("card", before)
         except BaseException:
@@ -267,17 +267,19 @@ class Bridge:
         async with self._writing:
             was = self._find(agent)
             del self._deployments[agent]
+            self._deployed.leaving.add(agent)
             try:
+                # First of all that its mailbox is to go: without its record nobody would know of that.
+                await self._deployed.try_to_write("leaving", agent)
                 await self._deployed.write("deployment", agent)
             except BaseException:
                 self._deployments[agent] = was
+                self._deployed.leaving.discard(agent)
+                # It may have gone all the same.
+                self._deployed.note("deployment", agent)
+                self._deployed.note("leaving", agent)
                 raise
-            self._deployed.leaving.add(agent)
-            self._deployed.note("leaving", agent)
-            self._deployed.note("card", agent)
-            # A full server does not store these; the upkeep tries again, and the agent stops all the same.
-            with contextlib.suppress(BusUnavailableError):
-                await self._deployed.put_right()
+            await self._deployed.try_to_write("card", agent)
             await self._replicas.apply(list(self._deployments.values()))
         return {"agent": agent}
 

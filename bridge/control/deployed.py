@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pydantic import ValidationError
 
 from squadron.runtime.errors import (
+    BusUnavailableError,
     ConfigError,
     IncompatibleVersionError,
     InvalidMessageError,
@@ -255,6 +256,7 @@ class Deployed:
         for entry in await self._records.latest(self._subjects.registry("leaving")):
             with contextlib.suppress(InvalidSubjectError):
                 self.leaving.add(check_token(entry.key.rsplit(".", 1)[-1], "agent"))
+        self.note("card", *(self.leaving - self.agents.keys()))
         for deployment in list(self.agents.values()):
             try:
                 await self._queue.declare(self._mailbox(deployment))
@@ -348,6 +350,13 @@ class Deployed:
         """`write` for each of the names."""
         for name in names:
             await self.write(kind, name)
+
+    async def try_to_write(self, kind: str, name: str) -> None:
+        """As `write`, but what a full server does not store is noted."""
+        try:
+            await self.write(kind, name)
+        except BusUnavailableError:
+            self.note(kind, name)
 
     async def write(self, kind: str, name: str) -> None:
         """Make one thing outside be as it is here.

@@ -66,7 +66,8 @@ class Bindings:
 
     def __init__(self, wiring: Place) -> None:
         self._wiring = wiring
-        #: By pattern.
+        #: What is recorded, and what of it is served, by pattern.
+        self._recorded: dict[str, dict[str, Any]] = {}
         self._served: dict[str, _Served] = {}
         #: Who binds or unbinds a pattern; the bridge answers many calls at once, and an end waits for what runs.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -80,6 +81,7 @@ class Bindings:
         for entry in await self._wiring.records.latest(self._wiring.ports.subjects.registry("binding")):
             try:
                 record = json.loads(entry.data)
+                self._recorded[record["pattern"]] = record
                 await self._open(record, await asyncio.to_thread(_found, record["target"]))
             except Exception as error:
                 # The actor's class is gone, say; the others must come up all the same.
@@ -106,8 +108,15 @@ class Bindings:
                 "description": description,
                 "target": await asyncio.to_thread(_reference, target),
             }
-            await self._open(record, target)
-            await self._record(record)
+            self._recorded[pattern] = record
+            try:
+                # First of all: what there is of it is known to the next bridge.
+                await self._record(record)
+                await self._open(record, target)
+            except BaseException:
+                with contextlib.suppress(SquadronError):
+                    await self._take_down(pattern)
+                raise
 
     def _changing(self, pattern: str) -> asyncio.Lock:
         return self._locks.setdefault(pattern, asyncio.Lock())
@@ -158,16 +167,21 @@ class Bindings:
     async def unbind(self, pattern: str) -> None:
         """Stop serving `pattern`; who binds it meanwhile waits until what runs has ended."""
         async with self._changing(pattern):
-            if pattern not in self._served:
-                raise ConfigError(
-                    f"{pattern!r} is not bound", hint=f"bound are {', '.join(self._served) or 'none'}"
-                )
-            await self._wiring.registry.withdraw(_name(pattern))
-            await self._wiring.records.erase(self._wiring.ports.subjects.record("binding", _name(pattern)))
-            served = self._served.pop(pattern)
+            if pattern not in self._recorded:
+                bound = ", ".join(self._recorded) or "none"
+                raise ConfigError(f"{pattern!r} is not bound", hint=f"bound are {bound}")
+            await self._take_down(pattern)
+
+    async def _take_down(self, pattern: str) -> None:
+        """Leave nothing of a binding. Its record goes last: until then the next bridge knows of its mailbox."""
+        wiring, name = self._wiring, _name(pattern)
+        await wiring.registry.withdraw(name)
+        if (served := self._served.pop(pattern, None)) is not None:
             await served.pump.drain(RUN_TIMEOUT_S)
             await served.turns.aclose()
-            await self._wiring.ports.queue.remove(_name(pattern))
+        await wiring.ports.queue.remove(name)
+        await wiring.records.erase(wiring.ports.subjects.record("binding", name))
+        del self._recorded[pattern]
 
     async def aclose(self) -> None:
         """Hand back what runs. May be called twice."""

@@ -103,7 +103,6 @@ class BridgeProcess:
             },
         )
         await self.bridge.start()
-        await self._finder.load()
         await self._showcase.census.start()
         await self.bindings.start()
         self._finding = spawn(self._finder.keep(), "vectors", lasting=True)
@@ -123,7 +122,10 @@ class BridgeProcess:
         here, embedder = self.wiring, await asyncio.to_thread(open_embedder, self._settings.embeddings)
         learns = self._settings.learn == "yes"
         serving = (here.ports, here.registry, here.records, embedder, self._busy)
-        return Finder(*serving, learns=learns, record=self._record)
+        finder = Finder(*serving, learns=learns, record=self._record)
+        # Before anybody can teach it: what it learns of a topic is stored with all that it knows of it.
+        await finder.load()
+        return finder
 
     def _record(self, key: TopicKey) -> TrackRecord:
         return TrackRecord(*self._showcase.census.tasks_of(key.agent, key.name))

@@ -72,7 +72,7 @@ class Lease(Protocol):
         ...
 
     async def extend(self) -> None:
-        """Start the lease's time anew."""
+        """Start the lease's time anew; nothing once it was handed back."""
         ...
 
     async def release(self, after_s: float = 0.0) -> None:
@@ -213,6 +213,8 @@ class Queue(Protocol):
 
     async def wake(self, token: str) -> None:
         """Have a message that was parked delivered now; one that is settled stays so.
+
+        One that was delivered again since is taken from whoever has it.
 
         Raises:
             InvalidMessageError: that is no token of a lease.

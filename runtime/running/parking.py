@@ -38,6 +38,9 @@ END_KEPT_S = 60.0
 WAKE_AFTER_S = 0.5
 #: A task comes this much after its deadline, in seconds, so that the default counts by then.
 AFTER_DEADLINE_S = 0.05
+#: From so long before its deadline on a task is woken by nobody, in seconds: it comes by itself, and a look at its
+#: note and what wakes it take some ms, after which it might run already.
+UNWOKEN_S = 0.1
 
 _log = get_logger("squadron.parking")
 
@@ -141,9 +144,13 @@ class Waker:
 
     async def _noted(self, task: str, items: LiteItems) -> None:
         last = items[-1]
-        self._parked.pop(task, None)
+        known = self._parked.pop(task, None)
         if isinstance(last, End):
             return
+        if known is not None and known.seq == last.seq:
+            # Whether it was woken is known here alone.
+            self._parked[task] = known
+            return await self._consider(task)
         try:
             raw = json.loads(last.data)
             queries, until = tuple(map(str, raw["queries"])), float(raw["until"])
@@ -167,9 +174,12 @@ class Waker:
             await self._consider(each)
 
     async def _consider(self, task: str) -> None:
-        """Wake a task if what it waits for is there. Whoever serves the feeds calls again if this raises."""
+        """Wake a task if what it waits for is there. Whoever serves the feeds calls again if this raises.
+
+        Once: of one that is woken again while it runs the server takes the lease, and gives it to another.
+        """
         note = self._parked.get(task)
-        if note is None or not await self._is_due(note):
+        if note is None or note.is_woken or not await self._is_due(note):
             return
         age_s = max(0.0, self._ports.clock.time() - note.written_at)
         await asyncio.sleep(max(0.0, WAKE_AFTER_S - age_s))
@@ -177,11 +187,16 @@ class Waker:
         if stored is None or stored.seq != note.seq:
             # Somebody has taken it up already.
             return
+        if note.is_woken or self._ports.clock.time() > note.until - UNWOKEN_S:
+            return
+        note.is_woken = True
         try:
             await self._ports.queue.wake(note.token)
         except InvalidMessageError as error:
             _log.warning("parking.no_token", task=task, error=str(error))
-        note.is_woken = True
+        except BaseException:
+            note.is_woken = False
+            raise
 
     async def _is_due(self, note: _Parked) -> bool:
         for query_id in note.queries:

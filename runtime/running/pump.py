@@ -153,8 +153,13 @@ class Pump:
         self._feed.want(self._slots)
 
     def _arrived(self, delivery: Delivery) -> None:
-        if delivery.seq in self._seqs:
+        if self._has(delivery):
             # Our own lease ran out, because something blocked the event loop; the work goes on.
+            for waiting in (self._handed, self._early):
+                # What has not begun does so as what it is by now.
+                for at, each in enumerate(waiting):
+                    if each.seq == delivery.seq:
+                        waiting[at] = delivery
             if self._feed is not None:
                 self._feed.want(1)
             return

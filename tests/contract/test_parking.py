@@ -100,6 +100,16 @@ async def test_a_parked_message_is_woken_by_anybody_who_has_its_token(world: Wor
     await _is_settled(peer, BOX.name)
 
 
+async def test_what_is_woken_by_the_token_of_an_earlier_delivery_is_taken_from_who_has_it(peer: Peer) -> None:
+    delivery, inbox = await _delivered(peer, replace(BOX, lease_s=3600.0))
+    await delivery.lease.park(3600)
+    for delivered in (2, 3):
+        await peer.queue.wake(delivery.lease.wake_token)
+        again = await inbox.next()
+        assert again.lease.delivered == delivered
+    await again.lease.settle(confirmed=True)
+
+
 async def test_one_in_line_is_parked_with_its_conversation_and_woken(peer: Peer) -> None:
     delivery, inbox = await _delivered(peer, replace(BOX, ordered=True))
     behind = peer.ports.pack("task", {"content": 2}, conversation_id="c-1")
@@ -413,6 +423,59 @@ async def test_a_task_that_was_parked_is_not_expired_for_having_waited(
         await asyncio.sleep(4.2)
         await _people(peer).answer(asked.query_id, by="ana")
         assert (await handle.outcome()).unwrap() == "accept"
+
+
+async def _noted(peer: Peer, waker: Waker, until_s: float) -> str:
+    """The note of a task that waits for what was withdrawn meanwhile."""
+    note = {"token": "t", "queries": ["q-1", "q-2"], "agent": "buyer", "until": until_s, "cancelledWith": []}
+    await peer.lite.append(peer.subjects.lite(PARKED, "waits"), json.dumps(note).encode())
+
+    async def is_known() -> bool:
+        return "waits" in waker._parked
+
+    await until(is_known)
+    return "waits"
+
+
+class _Woken:
+    """Whom a queue was to wake, in the place of its `wake`."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.tokens: list[str] = []
+        self._errors = [*errors]
+
+    async def __call__(self, _: Any, token: str) -> None:
+        self.tokens.append(token)
+        await asyncio.sleep(0)
+        if self._errors:
+            raise self._errors.pop()
+
+
+@pytest.mark.parametrize("left_s", [600.0, 0.0])
+async def test_a_task_is_woken_once_and_not_when_it_comes_by_itself(
+    world: World, peer: Peer, monkeypatch: pytest.MonkeyPatch, left_s: float
+) -> None:
+    woken = _Woken()
+    monkeypatch.setattr(type(peer.queue), "wake", lambda *args: woken(*args))
+    async with _awake(world) as waker:
+        task = await _noted(peer, waker, peer.clock.time() + left_s)
+        await asyncio.gather(*(waker._consider(task) for _ in range(3)))
+        assert woken.tokens == ["t"] * (left_s > 0)
+
+
+async def test_a_task_that_could_not_be_woken_is_woken_again(
+    world: World, peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken = _Woken(BusUnavailableError("away"))
+    monkeypatch.setattr(type(peer.queue), "wake", lambda *args: woken(*args))
+    async with _awake(world) as waker:
+        await _noted(peer, waker, peer.clock.time() + 600)
+
+        async def is_tried_again() -> bool:
+            return len(woken.tokens) > 1
+
+        await until(is_tried_again)
+        assert (woken.tokens, waker.parked()["buyer"]) == (["t", "t"], 0)
 
 
 async def test_rubbish_among_the_notes_wakes_nothing_and_stops_nobody(

@@ -161,6 +161,46 @@ async def test_what_is_handed_over_twice_is_run_once_and_no_more_waits_than_runs
     await pump.aclose()
 
 
+async def test_what_was_handed_over_and_comes_again_before_it_begins_is_run_once_as_it_came_last(
+    peer: Peer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, arrived, at_once = Reader(), Inbox(), Pump._arrived
+    delivered: list[int] = []
+
+    async def run(delivery: Delivery) -> Outcome | None:
+        delivered.append(delivery.lease.delivered)
+        return await reader(delivery)
+
+    def arrives(pump: Pump, delivery: Delivery) -> None:
+        at_once(pump, delivery)
+        arrived(delivery)
+
+    monkeypatch.setattr(Pump, "_arrived", arrives)
+    await peer.queue.declare(PATIENT)
+    pump = Pump(peer.queue, PATIENT, run, slots=2)
+    await pump.start()
+    await _put(peer, "a", "b")
+    await reader.started.take(2)
+    await arrived.take(2)
+    (handed,) = await _leased(peer, "handed")
+    assert pump.offer(handed)
+    # As if one more had been asked for before a slot is free, and its lease had lapsed.
+    pump._asked_early.append(float("inf"))
+    pump._feed.want(1)  # type: ignore[union-attr]
+    await handed.lease.release()
+    assert (await arrived.next()).seq == handed.seq
+
+    await _run_out(peer, reader, 1)
+    assert reader.started.is_empty
+    assert delivered == [1, 1, 2]
+    # What was wanted is wanted still.
+    await _put(peer, "c", "d", "e")
+    await reader.started.take(2)
+    await _run_out(peer, reader, 1)
+    assert reader.most == 2
+    await pump.aclose()
+
+
 async def test_a_pump_that_was_stopped_takes_nothing_and_leaves_nothing_running(peer: Peer) -> None:
     await peer.queue.declare(PATIENT)
     (late,) = await _leased(peer, "late")

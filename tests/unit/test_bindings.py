@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -14,7 +16,7 @@ from squadron.bridge.serve import bindings
 from squadron.bridge.serve.bindings import Bindings
 from squadron.config import Settings
 from squadron.runtime.asking.options import AskOptions
-from squadron.runtime.errors import RouteConflictError
+from squadron.runtime.errors import BusUnavailableError, ConfigError, RouteConflictError, SquadronError
 from squadron.runtime.wire.envelope import AgentIdentity
 from tests.unit.test_bridge import eventually
 
@@ -106,3 +108,63 @@ async def test_of_two_who_bind_a_pattern_at_once_one_is_told_that_it_is_taken(ho
     )
     assert [type(each) for each in told] == [type(None), RouteConflictError]
     assert len(bound.routes()) == 1
+
+
+@pytest.mark.parametrize("writes", range(4))
+@pytest.mark.parametrize("verb", ["bind", "unbind"])
+async def test_a_bridge_that_is_killed_over_a_binding_leaves_no_mailbox_that_nobody_can_have_taken_away(
+    home: Home, monkeypatch: pytest.MonkeyPatch, verb: str, writes: int
+) -> None:
+    killed, left = await home.bridge(), [writes]
+    if verb == "unbind":
+        await _bind(killed, "math.add", home.actor("one"))
+
+    def until_then(write: Any) -> Any:
+        async def written(on: Any, *args: Any, **how: Any) -> Any:
+            if ".presence." not in str(on):
+                if not left[0]:
+                    raise BusUnavailableError("it is dead")
+                left[0] -= 1
+            return await write(on, *args, **how)
+
+        return written
+
+    records, queue = killed._wiring.records, killed._wiring.ports.queue
+    for of, does in ((records, "append"), (records, "erase"), (queue, "declare"), (queue, "remove")):
+        monkeypatch.setattr(of, does, until_then(getattr(of, does)))
+    with contextlib.suppress(SquadronError):
+        await (_bind(killed, "math.add", home.actor("one")) if verb == "bind" else killed.unbind("math.add"))
+    await killed.aclose()
+
+    successor = await home.bridge()
+    with contextlib.suppress(ConfigError):
+        await successor.unbind("math.add")
+    assert not await home.is_bound("math.add")
+    await _bind(successor, "math.*", home.actor("two"))
+
+
+async def test_what_could_not_be_bound_is_not_there_and_can_be_bound_again(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bound, asker = await home.bridge(), await home.place("asker")
+    for of, write in ((bound._wiring.records, "append"), (bound._wiring.ports.queue, "declare")):
+        with monkeypatch.context() as failing:
+            failing.setattr(of, write, AsyncMock(side_effect=BusUnavailableError("it is full")))
+            with pytest.raises(BusUnavailableError, match="full"):
+                await _bind(bound, "math.add", home.actor("one"))
+        assert bound.routes() == []
+        await _bind(bound, "math.add", home.actor("two"))
+        assert (await asker.caller.ask("math.add", {}, AskOptions(within_s=30))).unwrap() == ["two", {}]
+        await bound.unbind("math.add")
+
+
+async def test_a_binding_whose_target_is_gone_can_be_taken_away(home: Home) -> None:
+    await _bind(await home.bridge(), "math.add", home.actor("one"))
+    home.actors.clear()
+
+    successor = await home.bridge()
+    await successor.unbind("math.add")
+
+    assert not await home.is_bound("math.add")
+    with pytest.raises(ConfigError, match="not bound"):
+        await successor.unbind("math.add")

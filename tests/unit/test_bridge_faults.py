@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -321,3 +322,69 @@ async def test_an_agent_can_be_undeployed_while_nothing_more_can_be_stored(site:
     async with asyncio.timeout(30):
         while (card := await site.records.last(site.subjects.card("reader"))) is not None and card.data:
             await asyncio.sleep(0.005)
+
+
+def _dies_after(site: Site, writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So much of what the bridge writes still gets through: then it is dead."""
+    left, records, store = [writes], site.records, site.store
+
+    def until_then(write: Any) -> Any:
+        async def written(on: Any, *args: Any, **how: Any) -> Any:
+            if isinstance(on, Mailbox) or on.split(".")[3:4] != ["presence"]:
+                if not left[0]:
+                    raise BusUnavailableError("it is dead")
+                left[0] -= 1
+            return await write(on, *args, **how)
+
+        return written
+
+    for of, verb in ((records, "append"), (records, "erase"), (store, "declare"), (store, "remove")):
+        monkeypatch.setattr(of, verb, until_then(getattr(of, verb)))
+
+
+@pytest.mark.parametrize("writes", range(6))
+@pytest.mark.parametrize("verb", ["deploy", "undeploy"])
+async def test_a_bridge_that_is_killed_over_a_call_leaves_no_mailbox_that_nobody_can_have_taken_away(
+    site: Site, monkeypatch: pytest.MonkeyPatch, verb: str, writes: int
+) -> None:
+    killed = await site.bridge()
+    if verb == "undeploy":
+        await site.call("deploy", deployments=[deployment_of()])
+    with monkeypatch.context() as dying:
+        _dies_after(site, writes, dying)
+        # It has no time to put anything back.
+        with contextlib.suppress(SquadronError):
+            await (killed.deploy([deployment_of()]) if verb == "deploy" else killed.undeploy("reader"))
+        await killed.aclose()
+    await site.bridge()
+
+    with contextlib.suppress(SquadronError):
+        await site.call("undeploy", agent="reader")
+    async with asyncio.timeout(30):
+        while await site.store.knows("reader"):
+            await asyncio.sleep(0.005)
+    await site.call("deploy", deployments=[deployment_of("rival", "book.read")])
+
+
+async def test_an_agent_whose_end_is_told_as_failed_is_still_there_for_the_next_bridge(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = await site.bridge()
+    await site.call("deploy", deployments=[deployment_of()])
+    erase, key = site.records.erase, site.subjects.record("deployment", "reader")
+
+    async def unconfirmed(*args: Any, **how: Any) -> None:
+        await erase(*args, **how)
+        raise BusUnavailableError("nobody acknowledged it")
+
+    with monkeypatch.context() as losing:
+        losing.setattr(site.records, "erase", unconfirmed)
+        with pytest.raises(BusUnavailableError):
+            await bridge.undeploy("reader")
+
+    async with asyncio.timeout(30):
+        while await site.records.last(key) is None or await site.records.latest(site.subjects.registry("leaving")):
+            await asyncio.sleep(0.005)
+    await bridge.aclose()
+    await site.bridge()
+    assert [each["agent"] for each in (await site.call("status"))["agents"]] == ["reader"]

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+from squadron.bridge.control.finding import Finder
+from squadron.bridge.memory import MemoryServer
+from squadron.bridge.serve.bridge_process import BridgeProcess
+from squadron.config import Settings
 from squadron.runtime.registry.learned import HALF_LIFE_S, MOST_LESSONS, MOST_OF_SOURCE, MOST_TAUGHT, Learned
+from squadron.runtime.wire.envelope import AgentIdentity
+from squadron.runtime.wire.topics import AgentCard, SemanticTopic
 
 
 def _taught_by_many(count: int = MOST_LESSONS) -> Learned:
@@ -50,3 +58,22 @@ def test_what_nobody_said_again_for_months_counts_for_nothing_and_is_shed() -> N
     assert learned.examples("a.topic", late) == ()
     learned.note("something new", "a.topic", "ann", late)
     assert [each["intent"] for each in learned.told("a.topic", late)] == ["something new"]
+
+
+async def test_the_next_bridge_knows_what_was_learned_before_anybody_can_teach_it() -> None:
+    server, settings = MemoryServer(), Settings(learn="yes")
+    place = server.place(AgentIdentity(id="bridge"), settings)
+    await place.registry.advertise(AgentCard(agent="a", topics=(SemanticTopic(name="a.topic"),)))
+    await place.registry.renew("a", "a-1")
+    earlier = Finder(place.ports, place.registry, place.records)
+    for number in range(3):
+        await earlier.prefer(f"intent {number}", "a.topic", source=f"user{number}")
+    bridge = BridgeProcess()
+    bridge._settings, bridge.wiring = settings, cast("Any", place)
+
+    verbs = (await bridge._search()).verbs
+    await verbs["prefer"]("intent 3", "a.topic", source="user3")
+
+    after = Finder(place.ports, place.registry, place.records)
+    await after.load()
+    assert len((await after.lessons("a.topic"))["lessons"]["a.topic"]) == 4

@@ -41,17 +41,18 @@ asyncio.run(main())
 """
 
 _BRIDGE_AND_REPLICAS = """
-from types import SimpleNamespace
 from squadron import Settings
 from squadron.actors.remote.mcp_agent import load_mcp
+from squadron.bridge.memory import MemoryServer
 from squadron.bridge.packing.code import Code
 from squadron.bridge.serve.agent_process import AgentProcess
 from squadron.bridge.serve.bridge_process import BridgeProcess
+from squadron.runtime.wire.envelope import AgentIdentity
 
 async def main():
     bridge = BridgeProcess()
     bridge._settings = Settings(embeddings="openai:tiny")
-    bridge.wiring = SimpleNamespace(ports=None, registry=SimpleNamespace(on_card=lambda _: None), records=None)
+    bridge.wiring = MemoryServer().place(AgentIdentity(id="bridge"), bridge._settings)
     await bridge._search()
     replica = AgentProcess()
     replica._code = Code(version="v1", import_path="clerks:Clerk")
