@@ -37,10 +37,10 @@ class JetStreamLease:
         "_begun",
         "_connection",
         "_count",
+        "_is_back",
         "_lease_s",
         "_note_pattern",
         "_notes",
-        "_parked",
         "_progressed",
         "_reply",
         "delivered",
@@ -70,7 +70,7 @@ class JetStreamLease:
         # What a server of an earlier connection may have delivered was stored before this connection.
         self.sure_from = connection.connected_at + CLOCKS_S
         self.first = self.delivered == 1 and self.stored_at > self.sure_from
-        self._begun = self._progressed = self._parked = False
+        self._begun = self._progressed = self._is_back = False
         #: Which beginning this is.
         self._count = 1
 
@@ -129,13 +129,14 @@ class JetStreamLease:
             self._connection.publish_soon(self._reply, b"+ACK")
 
     async def extend(self) -> None:
-        """Start the lease's time anew, unless it is parked."""
-        if self._parked:
+        """Start the lease's time anew, unless it was handed back: that would end its pause."""
+        if self._is_back:
             return
         await self._connection.publish(self._reply, b"+WPI")
 
     async def release(self, after_s: float = 0.0) -> None:
         """Hand the message back for another delivery."""
+        self._is_back = True
         if self.let_go is not None:
             self.let_go(False)
         try:
@@ -152,7 +153,7 @@ class JetStreamLease:
 
     async def park(self, after_s: float) -> None:
         """Hand the message back for long; the beginning does not count."""
-        self._parked = True
+        self._is_back = True
         if self._begun:
             note = str(self._count - 1).encode() if self._count > 1 else _UNCOUNTED
             await self._notes.append(self._note_key, note, ttl_s=after_s + NOTE_TTL_S)

@@ -59,6 +59,7 @@ class _EventLease:
         self.delivered = group.delivered[seq]
         self.first = self.delivered == 1
         self._timer = self._after(group.lease_s)
+        self._is_back = False
 
     def _after(self, after_s: float) -> asyncio.TimerHandle:
         return asyncio.get_running_loop().call_later(after_s, self._lapse)
@@ -99,7 +100,8 @@ class _EventLease:
         self._line.send(self._settle)
 
     async def extend(self) -> None:
-        self._line.send(lambda: self._arm(self._group.lease_s))
+        if not self._is_back:
+            self._line.send(lambda: self._arm(self._group.lease_s))
 
     @property
     def wake_token(self) -> str:
@@ -109,6 +111,7 @@ class _EventLease:
         await self.release(after_s)
 
     async def release(self, after_s: float = 0.0) -> None:
+        self._is_back = True
         self._line.send(lambda: self._arm(after_s))
 
 

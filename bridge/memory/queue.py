@@ -55,7 +55,7 @@ class _QueueLease:
         self._queue, self._line, self._task, self._lease_s = queue, line, task, lease_s
         self.delivered, self.first = task.delivered, task.delivered == 1
         self.token = f"{task.seq}.{task.delivered}"
-        self._begun = self._parked = False
+        self._begun = self._is_back = False
         self._arm(lease_s)
 
     def over(self, line: Line) -> _QueueLease:
@@ -93,10 +93,11 @@ class _QueueLease:
         self._line.send(lambda: self._queue.drop(self._task))
 
     async def extend(self) -> None:
-        if not self._parked:
+        if not self._is_back:
             self._line.send(lambda: self._arm(self._lease_s))
 
     async def release(self, after_s: float = 0.0) -> None:
+        self._is_back = True
         self._line.send(lambda: self._arm(after_s))
 
     @property
@@ -106,7 +107,7 @@ class _QueueLease:
     async def park(self, after_s: float) -> None:
         await self._line.answer()
         self._task.begun -= self._begun
-        self._parked = True
+        self._is_back = True
         self._arm(after_s)
 
 

@@ -72,7 +72,7 @@ class Lease(Protocol):
         ...
 
     async def extend(self) -> None:
-        """Start the lease's time anew."""
+        """Start the lease's time anew; nothing once it was handed back."""
         ...
 
     async def release(self, after_s: float = 0.0) -> None:

@@ -148,7 +148,7 @@ async def console_world(settings: Settings, *agents: type[Agent]) -> AsyncIterat
             for each in agents or AGENTS.values():
                 deployment = await squad._pack(AgentSpec.of(each))
                 await squad._control.call("deploy", deployments=[deployment.model_dump(mode="json")])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(120):
                 while len(squad.topics()) < len(agents or AGENTS):
                     await asyncio.sleep(0.05)
             yield ConsoleWorld(squad, replicas)

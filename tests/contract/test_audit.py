@@ -297,7 +297,7 @@ async def test_a_strict_sender_has_stored_each_task_twice_when_it_is_submitted(w
     strict = replace(world.settings, audit_strict="yes")
     place = await Wiring.open(strict, AgentIdentity(id="strict", type="client"), create=True)
     try:
-        refused = await place.caller.ask("desk.echo", {"text": "no"}, AskOptions(within_s=1.0))
+        refused = await place.caller.ask("desk.echo", {"text": "no"}, AskOptions(within_s=5.0))
         assert isinstance(refused, Undeliverable)
         assert "filed.sent" in refused.reason
         tasks = StreamNames(strict.env).tasks

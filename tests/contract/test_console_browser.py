@@ -52,7 +52,7 @@ async def page(console: Served) -> AsyncIterator[Page]:
         browser = await starter.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = await browser.new_context(viewport={"width": 1440, "height": 860})
         opened = await context.new_page()
-        opened.set_default_timeout(15_000)
+        opened.set_default_timeout(60_000)
         faults: list[str] = []
         opened.on("pageerror", lambda error: faults.append(str(error)))
         opened.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
@@ -64,7 +64,7 @@ async def page(console: Served) -> AsyncIterator[Page]:
         assert faults == []
 
 
-async def until(holds: Callable[[], Awaitable[Any]] | Callable[[], Any], *, within_s: float = 20.0) -> Any:
+async def until(holds: Callable[[], Awaitable[Any]] | Callable[[], Any], *, within_s: float = 60.0) -> Any:
     async with asyncio.timeout(within_s):
         while True:
             found = holds()

@@ -15,6 +15,7 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ from squadron.runtime.wire.deployment import Deployment, Scale
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
 from squadron.runtime.wire.subjects import TaskSubject, token_of
 from squadron.runtime.wire.topics import AgentCard
-from tests.contract.conftest import until
+from tests.contract.conftest import SOON_S, until
 from tests.unit.test_bridge import HeldReplicas
 
 # The same in all processes of one run: the names of tests must be.
@@ -314,7 +315,7 @@ class Place:
         assert outcome.ok, outcome
         assert outcome.unwrap() == 2 * number
 
-    async def all_ended(self, within_s: float = 60) -> None:
+    async def all_ended(self, within_s: float = SOON_S) -> None:
         async def nothing_left() -> bool:
             return await self.client.ports.queue.backlog("clerk") == Backlog(0, 0)
 
@@ -360,7 +361,8 @@ def defects(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 @pytest.fixture
 async def place(settings: Settings, defects: None) -> AsyncIterator[Place]:
     async with AsyncExitStack() as open_ones:
-        made = Place(settings, open_ones)
+        # No task comes again because nobody here got a turn for a moment.
+        made = Place(replace(settings, lease_s=60.0), open_ones)
         await made.open()
         yield made
 
@@ -430,7 +432,7 @@ async def _flood_tasks(place: Place, rubbish: Rubbish, count: int) -> Counter[st
         return place.stranger.answers.keys() >= {i for i, (subject, _) in sent.items() if b".." not in subject}
 
     # The server takes no subject with an empty token, and answers all others when it has stored or refused them.
-    await until(answered, within_s=60)
+    await until(answered)
     await place.all_ended()
 
     # The server says which it stored; the rest it refused for their headers or subjects.
@@ -497,13 +499,13 @@ async def _flood_the_rest(place: Place, rubbish: Rubbish, count: int) -> None:
             await place.ask(i)
     await place.stranger.flush()
     await place.client.caller.sender.publish("news.sport", "they won")
-    async with asyncio.timeout(20):
-        while (await place.events.next(within_s=20)).payload.content != "they won":
+    async with asyncio.timeout(SOON_S):
+        while (await place.events.next(within_s=SOON_S)).payload.content != "they won":
             pass
     place.clerk.go.set()
     outcome = await place.client.caller.outcome(waiting)
     assert outcome.unwrap() == "done"
-    assert await asyncio.wait_for(follow, 20) == []
+    assert await asyncio.wait_for(follow, SOON_S) == []
 
 
 def _is_valid(kind: str, data: bytes) -> bool:
@@ -544,7 +546,7 @@ async def _fuzz(place: Place, seed: str, count: int) -> None:
             entry and card and b'"version":"1"' in entry.data and card.data.startswith(b'{"agent":"clerk"')
         )
 
-    await until(put_right, within_s=20)
+    await until(put_right)
     await place.is_as_before()
     # Whoever starts now reads all of it.
     successor = await place.bridge("successor")
@@ -591,7 +593,7 @@ async def test_a_readable_task_with_an_absurd_field_ends_and_is_not_tried_for_ev
 
     await until(answered)
     assert b'"error"' not in place.stranger.answers[1]
-    await place.all_ended(within_s=10)
+    await place.all_ended()
     assert sum(place.pump.statistics().outcomes.values()) + len(await place.letters()) >= 1
     await place.is_as_before()
 
@@ -602,14 +604,14 @@ async def test_a_readable_task_with_an_absurd_field_ends_and_is_not_tried_for_ev
     ids=str,
 )
 async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=60))
     rubbish = json.loads(_task("chunk")) | {"type": "stream", "payload": {"chunk": 1, "sequenceNumber": 0} | chunk}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(rubbish).encode())
     await place.stranger.flush()
     follow = asyncio.create_task(_all(waiting.chunks()))
     place.clerk.go.set()
     assert (await place.client.caller.outcome(waiting)).unwrap() == "done"
-    await asyncio.wait_for(follow, 10)
+    await asyncio.wait_for(follow, SOON_S)
 
 
 @pytest.mark.parametrize(
@@ -623,7 +625,7 @@ async def test_a_stream_goes_on_over_a_chunk_that_is_none(place: Place, chunk: d
     ids=str,
 )
 async def test_a_result_with_absurd_figures_is_a_result(place: Place, content: dict[str, Any]) -> None:
-    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=20))
+    waiting = await place.client.caller.submit("clerk.wait", {}, AskOptions(within_s=60))
     result = json.loads(_task("result")) | {"type": "result", "payload": {"content": content}}
     result["context"] = {"conversationId": "c", "parentMessageId": waiting.task_id}
     await place.stranger.send(waiting.reply_to.encode(), json.dumps(result).encode())

@@ -316,7 +316,7 @@ async def test_poison_without_an_id_to_speak_of_goes_by_a_digest(
     await until(settled)
 
 
-async def test_a_timestamp_beyond_all_numbers_goes_back_too(
+async def test_a_timestamp_beyond_all_numbers_goes_back_as_it_is(
     dig: Gravedigger, letters: DeadLetters, mailbox: Inbox
 ) -> None:
     message = await dig.task("t", payload=Payload(constraints=Constraints(deadline=5)))
@@ -326,7 +326,7 @@ async def test_a_timestamp_beyond_all_numbers_goes_back_too(
     await letters.redrive("t")
 
     delivery = await mailbox.next()
-    assert AgentMessage.decode(delivery.data).payload.constraints == Constraints(deadline=5)
+    assert delivery.data == odd
     await delivery.lease.settle()
 
 

@@ -210,9 +210,9 @@ async def test_without_a_default_the_deadline_is_a_typed_error_each_time(world: 
 
 
 async def test_an_answer_that_came_in_time_counts_however_late_its_asker_comes(world: World, peer: Peer) -> None:
-    await _ask(peer, within_s=2.5, default=Reply("decline"))
+    await _ask(peer, within_s=4, default=Reply("decline"))
     await _people(peer).answer("q1", "M", by="ana")
-    await asyncio.sleep(2.6)
+    await asyncio.sleep(4.1)
     again = await _ask(await world.join("another"), default=Reply("decline"))
     assert (await again.answer()).by == "ana"
 
