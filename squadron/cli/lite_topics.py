@@ -197,7 +197,7 @@ async def _publish(
     else:
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             hint = f"a text is JSON in quotes: '{json.dumps(text)}'"
             raise InvalidInputError(f"that is not JSON: {error}", field="content", hint=hint) from None
     async with frame.connected(frame.settings_of(ctx)) as squad:

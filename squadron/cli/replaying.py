@@ -160,7 +160,7 @@ def _outcomes(given: Sequence[str]) -> dict[str, Any]:
         call, equals, value = each.partition("=")
         try:
             outcomes[call] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             equals = ""
         if not equals:
             raise typer.BadParameter(f"{each!r} is not CALL=JSON, as r1c2=[1,2]", param_hint="--outcome")

@@ -246,7 +246,7 @@ def read_stdin(*, wait: bool = True) -> Any:
         raise InvalidInputError(f"nothing came on stdin for {STDIN_WITHIN_S:g} s", hint="give FIELD=VALUE instead")
     try:
         return json.load(sys.stdin)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(f"stdin is not JSON: {error}") from None
 
 

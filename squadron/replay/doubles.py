@@ -29,8 +29,9 @@ from squadron.actors.runs.session import Beginning
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolDefinition
+from squadron.replay.recording import LAPSED
 from squadron.replay.tape import Tape
-from squadron.runtime.errors import ModelError, Terminal
+from squadron.runtime.errors import ModelError, RecordingError, Terminal
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.bids import Bids
 from squadron.runtime.wire.limits import Deadline
@@ -218,7 +219,9 @@ class RecordedAim:
 
     async def begin(self) -> Beginning:
         """The recorded opening, and the topics that were offered with it."""
-        started = next(self.tape.coming(Started))
+        started = next(self.tape.coming(Started), None)
+        if started is None:
+            raise RecordingError("it does not say how it began", hint=LAPSED)
         topics = tuple[SemanticTopic, ...]()
         coming = self.tape.entries[self.tape.at :]
         after = coming[coming.index(started) + 1 :][:1]

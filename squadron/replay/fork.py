@@ -13,8 +13,8 @@ from squadron.actors.runs.entries import Asking, CallEnd, CallsEnded, Entry, Epo
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
 from squadron.actors.thinking.model import ToolDefinition
-from squadron.replay.recording import RecordedRun
-from squadron.runtime.errors import ConfigError
+from squadron.replay.recording import LAPSED, RecordedRun
+from squadron.runtime.errors import ConfigError, RecordingError
 from squadron.runtime.texts import jsonable
 from squadron.runtime.wire.outcome import KINDS
 
@@ -92,6 +92,7 @@ def fork(recorded: RecordedRun, changes: Changes) -> Fork:
 
     Raises:
         ConfigError: a change names what is not there, or comes too late for its effect.
+        RecordingError: it does not begin with an attempt, and with what that was for.
     """
     entries, state = list(recorded.entries), folded(recorded)
     changed = {_task(state, name): value for name, value in changes.outcomes.items()}
@@ -113,6 +114,9 @@ def fork(recorded: RecordedRun, changes: Changes) -> Fork:
     for (call, index), value in changed.items():
         ends[call, index] = _changed(state.calls[call].ends[index], value)
     kept = tuple(_rewritten(entry, changes, ends) for entry in entries[:at])
+    kinds = [type(entry) for entry in kept]
+    if kinds[:2] != [Epoch, Started] or kinds.count(Started) > 1:
+        raise RecordingError(f"{recorded.run} does not say how it began", hint=LAPSED)
     return Fork(round, kept, ends)
 
 

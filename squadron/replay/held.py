@@ -196,7 +196,8 @@ class ReplayRecorder(Recorder):
             return
         self._announce()
         if self.actions is not None:
-            for id in ended:
+            # Of a call that was not sent yet only a recording can tell that is not as it was.
+            for id in ended & self.state.calls.keys():
                 self.actions.after_try(self.state.calls[id])
         self._check_over()
 

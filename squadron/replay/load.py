@@ -116,7 +116,7 @@ def tasks_in(path: str | Path) -> list[RecordedTask]:
         if line.strip():
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RecordingError(f"no record of a message: {error!r}", hint=_SHAPE, line=number) from None
             traffic.take(record, number)
     return traffic.whole()
@@ -246,7 +246,7 @@ def _read(record: Any, number: int) -> tuple[float, str, AgentMessage] | None:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise RecordingError(f"message.{where}: {first['msg']}", hint=_SHAPE, line=number) from None
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RecordingError(f"no record of a message: {error!r}", hint=_SHAPE, line=number) from None
 
 

@@ -19,6 +19,7 @@ from squadron.runtime.texts import encoded
 VERSION = 1
 #: Characters of the digest by which a part of a request is known within its file.
 PART_CHARS = 16
+LAPSED = "export it again: its log may have lapsed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +50,7 @@ class RecordedRun:
         for entry in self.entries:
             if isinstance(entry, Started):
                 return entry
-        raise RecordingError(f"{self.run} has no beginning", hint="export it again: its log may have lapsed")
+        raise RecordingError(f"{self.run} has no beginning", hint=LAPSED)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,7 +207,7 @@ def _checksum(text: str) -> str:
 def _object(line: str, number: int) -> dict[str, Any]:
     try:
         read = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecordingError(f"no JSON: {error}", hint=_WHOLE, line=number) from None
     if not isinstance(read, dict):
         raise RecordingError("no JSON object", hint=_WHOLE, line=number)

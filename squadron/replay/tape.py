@@ -141,7 +141,8 @@ class Tape:
         """
         match self.next:
             case Sending(calls=(Dispatch(call=id, first=first),), seen=None) if first:
-                return id if state.calls[id].award is not None else ""
+                call = state.calls.get(id)
+                return id if call is not None and call.award is not None else ""
             case CallsEnded(ends=(CallEnd(call=id, index=index),), seen=None):
                 call = state.calls.get(id)
                 if call is None or call.award is None or call.dispatch is None:

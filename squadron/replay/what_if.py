@@ -176,7 +176,7 @@ class _Aim:
             return Conclusion(turn.text)
         try:
             return Conclusion(json.loads(turn.text.strip().removeprefix("```json").strip("`")))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return f"Your answer is no JSON: {error}. Answer with nothing else."
 
     def finish(self, state: RunState, asked: Finish) -> Conclusion:
@@ -232,7 +232,10 @@ async def what_if(
     deadline = Deadline.after(LEAST_S, ports.clock)
     log = RunLog(ports, recorded.run, deadline)
     await log.load()
-    await log.append(*(_marked(entry, told) for entry in cut.entries), about={})
+    try:
+        await log.append(*(_marked(entry, told) for entry in cut.entries), about={})
+    except ValueError as error:
+        raise ConfigError(f"the run can't be written: {error}", hint="nest outcomes less deeply") from None
     async with AsyncExitStack() as stack:
         chain = list(models) or _chain(changes.model, recorded.started)
         for model in () if models else chain:
