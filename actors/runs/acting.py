@@ -13,7 +13,17 @@ from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import answer, attached, end_of, refusal, unsendable
-from squadron.actors.runs.entries import CallEnd, CallsEnded, Dispatch, Entry, Finished, Query, Sending, Sent, Withdrawn
+from squadron.actors.runs.entries import (
+    CallEnd,
+    CallsEnded,
+    Dispatch,
+    Entry,
+    Finished,
+    Query,
+    Sending,
+    Sent,
+    Withdrawn,
+)
 from squadron.actors.runs.prepare import Ready, candidates
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
