@@ -13,17 +13,7 @@ from squadron.actors.runs.books import RunBooks
 from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import answer, attached, end_of, refusal, unsendable
-from squadron.actors.runs.entries import (
-    CallEnd,
-    CallsEnded,
-    Dispatch,
-    Entry,
-    Finished,
-    Query,
-    Sending,
-    Sent,
-    Withdrawn,
-)
+from squadron.actors.runs.entries import CallEnd, CallsEnded, Dispatch, Entry, Finished, Sending, Sent, Withdrawn
 from squadron.actors.runs.prepare import Ready, candidates
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
@@ -123,7 +113,7 @@ class Actions:
 
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
-        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, Query]]()
+        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, Entry]]()
         wanted = list[Wanted]()
         for call in calls:
             try:
