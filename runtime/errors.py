@@ -65,6 +65,10 @@ class ConfigError(SquadronError):
     """A setting is missing or wrong; the message names it."""
 
 
+class NotThereError(ConfigError):
+    """What is to be changed is not there: no such agent is deployed, or it has no canary."""
+
+
 class InvalidShareError(ConfigError):
     """A share of tasks is none, or stands where there is none; `field` names it."""
 

@@ -339,8 +339,9 @@ class Lessee:
     # --- pauses --------------------------------------------------------------------------------------
 
     def _pause(self, until: float) -> bool:
-        """Ask nothing before `until`, or for `MOST_PAUSE_S`; whether that is news. What was booked is void: all stand
-        in line again.
+        """Ask nothing before `until`, or for `MOST_PAUSE_S`; whether that is news.
+
+        What was booked is void: all stand in line again.
         """
         now = self._clock.time()
         until = min(now + MOST_PAUSE_S, until)

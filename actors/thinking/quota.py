@@ -158,8 +158,9 @@ class AccountState:
 
     @classmethod
     def decode(cls, data: bytes, now: float) -> Self:
-        """As it was stored; what can't be read is as if nothing had been used, nor is what has a pause that none of
-        us would store. Twice as long is let pass: clocks differ.
+        """As it was stored; what can't be read is as if nothing had been used, and so is a pause longer than any.
+
+        Twice as long is let pass, because clocks differ.
         """
         try:
             next_at, paused_until, lessees = json.loads(data)

@@ -8,7 +8,13 @@ import uuid
 from typing import Any
 
 from squadron.runtime.asking.bridge_answer import read_answer
-from squadron.runtime.errors import BridgeUnavailableError, BusUnavailableError, SquadronError, UntrustedError
+from squadron.runtime.errors import (
+    BridgeUnavailableError,
+    BusUnavailableError,
+    NotThereError,
+    SquadronError,
+    UntrustedError,
+)
 from squadron.runtime.logs import get_logger
 from squadron.runtime.ports.bus import UnreliableBus
 from squadron.runtime.store.operating import operator
@@ -63,13 +69,14 @@ class Control:
         """
         asked = {"callId": uuid.uuid4().hex, "by": operator(), **arguments}
         loop = asyncio.get_running_loop()
-        began, is_told = loop.time(), False
+        began, is_told, is_again = loop.time(), False, False
         give_up_at = began + CALL_WITHIN_S
         while True:
             try:
                 answer = await self._ask(verb, asked, TRY_WITHIN_S)
                 break
             except BusUnavailableError as error:
+                is_again = True
                 if loop.time() > give_up_at:
                     raise BridgeUnavailableError(
                         f"no bridge for environment {self._subjects.environment!r}: {error}",
@@ -79,7 +86,13 @@ class Control:
                     is_told = True
                     _log.warning("bridge.away", error=str(error), within_s=CALL_WITHIN_S)
                 await asyncio.sleep(0.25)
-        return _ok(answer)
+        try:
+            return _ok(answer)
+        except NotThereError:
+            # A bridge may have taken it away, and died over the answer.
+            if is_again and (verb == "undeploy" or (verb, arguments.get("to")) == ("canary", "abort")):
+                return {"agent": arguments["agent"]}
+            raise
 
 
 def _ok(answer: dict[str, Any]) -> dict[str, Any]:

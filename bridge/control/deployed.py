@@ -15,6 +15,7 @@ from squadron.runtime.errors import (
     InvalidMessageError,
     InvalidShareError,
     InvalidSubjectError,
+    NotThereError,
     RouteConflictError,
     UntrustedError,
 )
@@ -152,7 +153,7 @@ def with_canary(before: Deployment, to: object, now: float) -> Deployment:
         InvalidShareError: that is nothing to change it to.
     """
     if (canary := before.canary) is None:
-        raise ConfigError(f"{before.agent} has no canary", hint="squadron deploy MODULE:AGENT --canary 10%")
+        raise NotThereError(f"{before.agent} has no canary", hint="squadron deploy MODULE:AGENT --canary 10%")
     if before.is_promoted:
         if to == "promote":
             return before

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from squadron.runtime.errors import ConfigError, InvalidSubjectError
+from squadron.runtime.errors import InvalidSubjectError, NotThereError
 from squadron.runtime.ports.queue import Backlog
 from squadron.runtime.registry.registry import Registry
 from squadron.runtime.wire.deployment import AgentState, Deployment
@@ -92,12 +92,12 @@ def served_by(subject: str, deployments: Mapping[str, Deployment]) -> list[str]:
     ]
 
 
-def not_deployed(agent: str, deployed: Iterable[str]) -> ConfigError:
+def not_deployed(agent: str, deployed: Iterable[str]) -> NotThereError:
     """What to raise of an agent that is not among those which are deployed."""
     known = sorted(deployed)
     near = difflib.get_close_matches(agent, known, n=2)
     likely = f"did you mean {' or '.join(near)}? " if near else ""
-    return ConfigError(
+    return NotThereError(
         f"no agent {agent!r} is deployed", hint=f"{likely}deployed are {', '.join(known) or 'none'}"
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import Any
@@ -47,6 +48,9 @@ _ALONE, _ALONE_AMONG = {"Nats-Expected-Last-Subject-Sequence": "0"}, "Nats-Expec
 
 #: The lanes beside the normal one.
 _LANES = tuple(priority for priority in range(10) if priority != NORMAL_PRIORITY)
+
+#: What a message is acknowledged on. Nothing else may stand in the line that is sent to the server.
+_TOKEN = re.compile(r"\$JS\.ACK\.[^\s*>]{1,500}")
 
 _log = get_logger("squadron.queue")
 
@@ -224,7 +228,7 @@ class JetStreamQueue:
         """The lease that another process holds."""
         # It comes from the bus, and what is done with it is sent there.
         streams = f".{self._names.tasks}.", f".{self._names.line('')}"
-        if not token.startswith("$JS.ACK.") or not any(each in token for each in streams):
+        if not _TOKEN.fullmatch(token) or not any(each in token for each in streams):
             raise InvalidMessageError(f"{token[:80]!r} is no lease of {self._stream}")
         try:
             return JetStreamLease(self._connection, self._notes, self._subjects.lite_of("begun"), token)

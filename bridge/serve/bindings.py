@@ -69,11 +69,16 @@ class Bindings:
         #: What is recorded, and what of it is served, by pattern.
         self._recorded: dict[str, dict[str, Any]] = {}
         self._served: dict[str, _Served] = {}
+        #: Those that are to go, as long as something of them is left.
+        self._unwanted: set[str] = set()
         #: Who binds or unbinds a pattern; the bridge answers many calls at once, and an end waits for what runs.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         #: Whether mailboxes, records and cards are to be made anew, because the server has lost them.
         self.to_restore = False
-        self._heart: asyncio.Task[None] | None = None
+        self._lost: set[str] = set()
+        #: Why what is recorded is not served, as it was last told, by pattern.
+        self._told: dict[str, str] = {}
+        self._tasks: list[asyncio.Task[None]] = []
         self._log = get_logger("squadron.bindings")
 
     async def start(self) -> None:
@@ -82,11 +87,12 @@ class Bindings:
             try:
                 record = json.loads(entry.data)
                 self._recorded[record["pattern"]] = record
-                await self._open(record, await asyncio.to_thread(_found, record["target"]))
-            except Exception as error:
-                # The actor's class is gone, say; the others must come up all the same.
-                self._log.error("binding.not_restored", key=entry.key, error=summary_of(error))
-        self._heart = spawn(self._keep_presence(), "bindings", lasting=True)
+            except (ValueError, TypeError, LookupError) as error:
+                self._log.error("binding.bad_record", key=entry.key, error=summary_of(error))
+        await self._put_right()
+        # Apart: what is put right may wait for long, and a sign of life may not.
+        for work in (self._keep_presence(), self._keep_right()):
+            self._tasks.append(spawn(work, "bindings", lasting=True))
 
     async def bind(self, pattern: str, target: Any, method: str, *, slots: int, description: str) -> None:
         """Serve `pattern` with `target.method`.
@@ -96,10 +102,14 @@ class Bindings:
         """
         check_pattern(pattern)
         async with self._changing(pattern):
+            if pattern in self._unwanted:
+                await self._take_down(pattern)
+            if pattern in self._served:
+                raise RouteConflictError(f"{pattern!r} is bound already", hint="unbind it first")
             await self._wiring.registry.catch_up()
             for card in self._wiring.registry.cards():
                 for topic in card.topics:
-                    if overlap(pattern, topic.name):
+                    if card.agent != _name(pattern) and overlap(pattern, topic.name):
                         raise RouteConflictError(f"{pattern!r} overlaps {topic.name!r} of {card.agent}")
             record = {
                 "pattern": pattern,
@@ -125,12 +135,41 @@ class Bindings:
         key = self._wiring.ports.subjects.record("binding", _name(record["pattern"]))
         await self._wiring.records.append(key, json.dumps(record).encode())
 
-    async def _restore(self) -> None:
-        """Make anew what the server lost, but the cards: the bridge writes those of everybody."""
-        for each in list(self._served.values()):
-            await self._wiring.ports.queue.declare(each.mailbox)
-            await self._record(each.record)
-        self.to_restore = False
+    async def _put_right(self) -> None:
+        """Try again what failed: to serve what is recorded, or to leave nothing of what is to go."""
+        if self.to_restore:
+            self.to_restore = False
+            self._lost.update(self._recorded)
+        for pattern in list(self._recorded):
+            # Who binds or unbinds it may wait for a last call; the others can't.
+            if not (changing := self._changing(pattern)).locked():
+                async with changing:
+                    await self._put_one_right(pattern)
+
+    async def _put_one_right(self, pattern: str) -> None:
+        try:
+            if pattern in self._unwanted:
+                await self._take_down(pattern)
+            elif (record := self._recorded.get(pattern)) is not None:
+                await self._keep(record)
+        except Exception as error:
+            # The actor is not there yet, say, or its class is gone; the others must be served all the same.
+            if self._told.get(pattern) != (told := summary_of(error)):
+                self._told[pattern] = told
+                self._log.error("binding.not_restored", pattern=pattern, error=told)
+        else:
+            self._told.pop(pattern, None)
+
+    async def _keep(self, record: dict[str, Any]) -> None:
+        """Serve what is recorded, and make anew what was lost of it, but its card: the bridge writes all cards."""
+        served = self._served.get(pattern := record["pattern"])
+        if pattern in self._lost:
+            await self._record(record)
+            if served is not None:
+                await self._wiring.ports.queue.declare(served.mailbox)
+            self._lost.discard(pattern)
+        if served is None:
+            await self._open(record, await asyncio.to_thread(_found, record["target"]))
 
     async def _open(self, record: dict[str, Any], target: Any) -> None:
         pattern, name = record["pattern"], _name(record["pattern"])
@@ -139,23 +178,31 @@ class Bindings:
         await wiring.ports.queue.declare(mailbox)
         topic = SemanticTopic(name=pattern, description=record["description"])
         turns = Turns(name, [CallHandler(topic, target, record["method"])], wiring.caller)
-        await turns.start()
         pump = Pump(wiring.ports.queue, mailbox, turns.run, slots=record["slots"])
+        try:
+            await turns.start()
+            card = AgentCard(agent=name, description=record["description"], topics=(topic,))
+            await wiring.registry.advertise(card)
+            await wiring.registry.renew(name, STAND_IN)
+            # Last: once it pulls nothing fails any more, which would have to wait for its calls.
+            await pump.start()
+        except BaseException:
+            await turns.aclose()
+            raise
         self._served[pattern] = _Served(record, mailbox, turns, pump)
-        await pump.start()
-        card = AgentCard(agent=name, description=record["description"], topics=(topic,))
-        await wiring.registry.advertise(card)
-        await wiring.registry.renew(name, STAND_IN)
 
     async def _keep_presence(self) -> None:
         """As long as the bridge lives, its bindings are served."""
         while True:
             with contextlib.suppress(SquadronError):
-                if self.to_restore:
-                    await self._restore()
                 for pattern in list(self._served):
                     await self._wiring.registry.renew(_name(pattern), STAND_IN)
             await asyncio.sleep(self._wiring.registry.beat_s)
+
+    async def _keep_right(self) -> None:
+        while True:
+            await asyncio.sleep(self._wiring.registry.beat_s)
+            await self._put_right()
 
     def routes(self) -> list[dict[str, Any]]:
         """What is bound."""
@@ -173,7 +220,12 @@ class Bindings:
             await self._take_down(pattern)
 
     async def _take_down(self, pattern: str) -> None:
-        """Leave nothing of a binding. Its record goes last: until then the next bridge knows of its mailbox."""
+        """Leave nothing of a binding. Its record goes last: until then the next bridge knows of its mailbox.
+
+        Raises:
+            BusUnavailableError: something is left; it is tried again.
+        """
+        self._unwanted.add(pattern)
         wiring, name = self._wiring, _name(pattern)
         await wiring.registry.withdraw(name)
         if (served := self._served.pop(pattern, None)) is not None:
@@ -182,11 +234,11 @@ class Bindings:
         await wiring.ports.queue.remove(name)
         await wiring.records.erase(wiring.ports.subjects.record("binding", name))
         del self._recorded[pattern]
+        self._unwanted.discard(pattern)
 
     async def aclose(self) -> None:
         """Hand back what runs. May be called twice."""
-        if self._heart is not None:
-            await cancel_all([self._heart])
+        await cancel_all(self._tasks)
         for each in self._served.values():
             await each.pump.drain(5.0)
 

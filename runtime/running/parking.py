@@ -16,7 +16,7 @@ from typing import Any
 from squadron.runtime.asking.cancel import Cancellable, cancellable, is_cancelled
 from squadron.runtime.asking.question_records import PEOPLE, read_question
 from squadron.runtime.background import cancel_all, spawn
-from squadron.runtime.errors import InvalidMessageError, Park
+from squadron.runtime.errors import InvalidMessageError, InvalidSubjectError, Park
 from squadron.runtime.lite.feed import LiteFeed, LiteItems
 from squadron.runtime.lite.reader import End
 from squadron.runtime.lite.topic import LiteTopics
@@ -26,7 +26,7 @@ from squadron.runtime.ports.queue import Delivery
 from squadron.runtime.running.once import cancelled_with
 from squadron.runtime.store.port_set import Ports
 from squadron.runtime.wire.envelope import AgentMessage
-from squadron.runtime.wire.subjects import token_of
+from squadron.runtime.wire.subjects import check_token, token_of
 
 #: Owner of the lite topics that say what parked tasks wait for.
 PARKED = "parked"
@@ -153,12 +153,14 @@ class Waker:
             return await self._consider(task)
         try:
             raw = json.loads(last.data)
-            queries, until = tuple(map(str, raw["queries"])), float(raw["until"])
+            # One that is none would end the look at all others that wait for a question of this note.
+            queries = tuple(check_token(str(each), "query") for each in raw["queries"])
+            until = float(raw["until"])
             own, told = cancellable(task, str(raw.get("source", ""))), raw.get("cancelledWith")
             # Of an older release it says nothing of who asked for it.
             stops = (own,) if told is None else tuple((token_of(token), str(by)) for token, by in told)
             note = _Parked(str(raw["token"]), queries, str(raw["agent"]), until, stops, last.seq, last.time)
-        except (ValueError, TypeError, LookupError, RecursionError):
+        except (ValueError, TypeError, LookupError, RecursionError, InvalidSubjectError):
             # Anybody may write there.
             return
         self._parked[task] = note

@@ -129,6 +129,18 @@ async def test_what_is_no_token_wakes_nothing(peer: Peer, token: str) -> None:
         await peer.queue.wake(token)
 
 
+@pytest.mark.parametrize("odd", [" x", "\tx", "\r\nPUB x 0\r\n", "*", ">", "x" * 1000], ids=repr)
+async def test_a_token_that_was_tampered_with_is_none_and_costs_no_connection(peer: Peer, odd: str) -> None:
+    delivery, _ = await _delivered(peer)
+    await delivery.lease.park(3600)
+    parts = delivery.lease.wake_token.split(".")
+    # Of a consumer's name anything may be made.
+    parts[min(3, len(parts) - 2)] += odd
+    with pytest.raises(InvalidMessageError):
+        await peer.queue.wake(".".join(parts))
+    assert await peer.queue.backlog(BOX.name) == Backlog(0, 1)
+
+
 # --- tasks -------------------------------------------------------------------------------------------
 
 
@@ -481,7 +493,8 @@ async def test_a_task_that_could_not_be_woken_is_woken_again(
 async def test_rubbish_among_the_notes_wakes_nothing_and_stops_nobody(
     world: World, peer: Peer, serve: Serve
 ) -> None:
-    for number, data in enumerate((b"", b"{}", b'{"token": "x", "queries": ["q"], "agent": "a", "until": 1e999}')):
+    note = b'{"token": "x", "queries": ["%s"], "agent": "a", "until": 1e999}'
+    for number, data in enumerate((b"", b"{}", note % b"q", note % b"no.token")):
         await peer.lite.append(peer.subjects.lite(PARKED, f"t{number}"), data)
     await serve(Buyer())
     async with _awake(world) as waker:
@@ -489,6 +502,8 @@ async def test_rubbish_among_the_notes_wakes_nothing_and_stops_nobody(
         await _people(peer).answer((await _parked(peer)).query_id, by="ana")
         assert (await handle.outcome()).unwrap() == "accept"
         assert waker.parked()["buyer"] == 0
+        # One that is none would end the look at all that wait for a question of that note.
+        assert "t3" not in waker._parked
 
 
 async def test_a_parked_task_outlives_the_server(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import DEFAULT, AsyncMock
 
 import pytest
 
@@ -158,8 +158,10 @@ async def test_what_could_not_be_bound_is_not_there_and_can_be_bound_again(
         await bound.unbind("math.add")
 
 
-async def test_a_binding_whose_target_is_gone_can_be_taken_away(home: Home) -> None:
+async def test_a_binding_whose_target_is_gone_can_be_taken_away_or_bound_anew(home: Home) -> None:
     await _bind(await home.bridge(), "math.add", home.actor("one"))
+    home.actors.clear()
+    await _bind(await home.bridge(), "math.add", home.actor("two"))
     home.actors.clear()
 
     successor = await home.bridge()
@@ -168,3 +170,66 @@ async def test_a_binding_whose_target_is_gone_can_be_taken_away(home: Home) -> N
     assert not await home.is_bound("math.add")
     with pytest.raises(ConfigError, match="not bound"):
         await successor.unbind("math.add")
+
+
+async def test_a_binding_whose_target_comes_after_the_bridge_is_served_then(home: Home) -> None:
+    first, asker = await home.bridge(), await home.place("asker")
+    for pattern, name in (("math.add", "one"), ("math.double", "two")):
+        await _bind(first, pattern, home.actor(name))
+    late = home.actors.pop("one")
+
+    successor = await home.bridge()
+    assert [each["pattern"] for each in successor.routes()] == ["math.double"]
+    await first.aclose()
+    home.actors["one"] = late
+
+    await eventually(lambda: len(successor.routes()) == 2)
+    assert (await asker.caller.ask("math.add", {}, AskOptions(within_s=30))).unwrap() == ["one", {}]
+
+
+async def test_a_binding_that_the_server_refused_when_the_bridge_started_is_served_later(home: Home) -> None:
+    first, asker = await home.bridge(), await home.place("asker")
+    await _bind(first, "math.add", home.actor("one"))
+    await first.aclose()
+    place = await home.place("bridge")
+    for of, write in ((place.ports.queue, "declare"), (place.records, "append"), (place.ports.queue, "consume")):
+        does = getattr(of, write)
+        setattr(of, write, AsyncMock(side_effect=[BusUnavailableError("no leader"), *[DEFAULT] * 999], wraps=does))
+
+    successor = Bindings(place)
+    home.open.append(successor)
+    await successor.start()
+    assert successor.routes() == []
+
+    await eventually(successor.routes)
+    assert (await asker.caller.ask("math.add", {}, AskOptions(within_s=30))).unwrap() == ["one", {}]
+
+
+async def test_what_was_to_go_and_could_not_goes_later(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    bound = await home.bridge()
+    await _bind(bound, "math.add", home.actor("one"))
+    with monkeypatch.context() as failing:
+        failing.setattr(
+            bound._wiring.ports.queue, "remove", AsyncMock(side_effect=BusUnavailableError("no leader"))
+        )
+        with pytest.raises(BusUnavailableError, match="no leader"):
+            await bound.unbind("math.add")
+        assert await home.is_bound("math.add")
+
+    async with asyncio.timeout(30):
+        while await home.is_bound("math.add"):
+            await asyncio.sleep(0.005)
+
+
+async def test_what_the_server_lost_of_a_binding_is_made_anew(home: Home) -> None:
+    bound, records = await home.bridge(), home.server.records
+    await _bind(bound, "math.add", home.actor("one"))
+    key = home.server.subjects.record("binding", bindings._name("math.add"))
+    await records.erase(key)
+    home.server.queue._mailboxes.clear()
+
+    bound.to_restore = True
+
+    async with asyncio.timeout(30):
+        while not await home.is_bound("math.add") or await records.last(key) is None:
+            await asyncio.sleep(0.005)
