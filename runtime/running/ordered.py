@@ -221,12 +221,13 @@ class _UnwindingFeed:
         self._unwinding = spawn(self._unwind(), f"unwind {self._lines.mailbox.name}", lasting=True)
 
     async def _turn_to(self, *, in_line: bool) -> None:
-        if self._feed is not None:
-            await self._feed.aclose()
+        feed, self._feed = self._feed, None
+        if feed is not None:
+            await feed.aclose()
         if in_line:
-            feed = _LineFeed(self._lines, self._deliver, self._clock)
-            await feed.open(intake=False)
-            self._feed = feed
+            of_lines = _LineFeed(self._lines, self._deliver, self._clock)
+            await of_lines.open(intake=False)
+            self._feed = of_lines
         else:
             self._feed = await self._lines.intake.consume(self._lines.mailbox, self._deliver)
         self._feed.want(self._wanted)
@@ -235,9 +236,10 @@ class _UnwindingFeed:
         in_line = True
         while not self._closing.is_set():
             with contextlib.suppress(BusUnavailableError):
-                if in_line != (await self._lines.head() is not None):
-                    await self._turn_to(in_line=not in_line)
-                    in_line = not in_line
+                is_held = await self._lines.head() is not None
+                if self._feed is None or in_line != is_held:
+                    await self._turn_to(in_line=is_held)
+                    in_line = is_held
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LEFTIN_LINE_LOOK_S):
                     await self._closing.wait()

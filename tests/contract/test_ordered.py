@@ -23,6 +23,7 @@ from squadron.runtime.running.ordered import OrderedQueue
 from squadron.runtime.running.pump import Pump
 from squadron.runtime.running.turn import Turns
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage
+from squadron.runtime.wire.subjects import OrderedSubject
 from tests.contract.conftest import ON_NATS, SIGNED, Inbox, Peer, World, until
 
 #: Of who lives, and of who dies and is to be missed soon.
@@ -741,4 +742,32 @@ async def test_what_an_old_replica_puts_in_line_after_the_switch_is_served(world
     await ledger.until_ended(20)
 
     await feed.aclose()
+    await _empty(peer)
+
+
+async def test_who_could_not_turn_from_the_line_to_the_rest_and_finds_it_filled_again_serves_it(
+    world: World, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peer = await world.join("publisher")
+    await _stand_in_line(peer, world, 1)
+    consume, failed = type(peer.queue.store).consume, asyncio.Event()
+
+    async def fails_once(store: Any, mailbox: Mailbox, sink: Any) -> Feed:
+        if mailbox.name == "clerk" and not failed.is_set():
+            # A replica of the old code puts another there.
+            lines = peer.queue._lines(ORDERED)
+            place = str(OrderedSubject(peer.subjects.environment, "clerk", "a", "clerk.note"))
+            message = AgentMessage.new("task", peer.ports.identity, {"number": 1}, conversation_id="a")
+            await lines.store.put(place, message.encode(), msg_id=message.id)
+            await lines.call("a")
+            failed.set()
+            raise BusUnavailableError("away for a moment")
+        return await consume(store, mailbox, sink)
+
+    monkeypatch.setattr(type(peer.queue.store), "consume", fails_once)
+    ledger = Ledger()
+    await serve(ledger, box=PLAIN)
+    await failed.wait()
+    await ledger.until_ended(2)
+    assert ledger.ended() == {"a": [0, 1]}
     await _empty(peer)
