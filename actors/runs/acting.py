@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
 from squadron.actors.runs.books import RunBooks
-from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS, AskPerson, read_arguments
+from squadron.actors.runs.built_in import ASK_PERSON, CALL_FOR_BIDS
 from squadron.actors.runs.call import Call
 from squadron.actors.runs.ends import answer, attached, end_of, refusal, unsendable
 from squadron.actors.runs.entries import CallEnd, CallsEnded, Dispatch, Entry, Finished, Sending, Sent, Withdrawn
@@ -113,7 +113,7 @@ class Actions:
 
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
-        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, bool]]()
+        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, Entry]]()
         wanted = list[Wanted]()
         for call in calls:
             try:
@@ -123,9 +123,8 @@ class Actions:
                     await self.recorder.decide(*await self.answers[call.said.name](call))
                     continue
                 if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
-                    read_arguments(AskPerson, self._state.results.fill(call.said.arguments))
                     self.queries.check_may_ask()
-                    asked.append((call, False))
+                    asked.append((call, self.queries.entry(call, deadline_ms=self._deadline_ms())))
                     continue
                 if call.said.name == CALL_FOR_BIDS and self._state.toolbox.has(CALL_FOR_BIDS):
                     wanted.append((call, self._candidates(call)))
@@ -137,15 +136,14 @@ class Actions:
                     # A for_each over nothing has no task whose end would end it.
                     ends.append(answer(call, []))
                 elif self.queries.needed(call, made):
-                    asked.append((call, True))
+                    query = self.queries.entry(call, approval=True, deadline_ms=self._deadline_ms())
+                    asked.append((call, query))
                 else:
                     ready.append((call, made))
             except (ValueError, BadReferenceError, InvalidInputError) as error:
                 ends.append(refusal(call, str(error)))
         deadline_ms = self._deadline_ms()
-        entries: list[Entry] = [
-            self.queries.entry(call, approval=approval, deadline_ms=deadline_ms) for call, approval in asked
-        ]
+        entries: list[Entry] = [query for _, query in asked]
         # Shares are those of the moment in which they are set aside.
         async with self.recorder.lock:
             ready, refused = self._affordable(ready)

@@ -12,7 +12,8 @@ from squadron.actors.runs.entries import Answered, CallEnd, CallsEnded, Entry, Q
 from squadron.actors.runs.prepare import Ready, Unsendable
 from squadron.actors.runs.recorder import Recorder
 from squadron.runtime.asking.people import Asked, check_may_ask, park_for, put_question
-from squadron.runtime.errors import Park, UnansweredError
+from squadron.runtime.asking.question_records import withdraw_question
+from squadron.runtime.errors import InvalidInputError, MessageTooLargeError, Park, UnansweredError
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.wire.approvals import Approvals, needs_approval
 from squadron.runtime.wire.question import TEXT_SCHEMA, Proposal, Question, Reply
@@ -54,26 +55,33 @@ class Queries:
                 card.check(card.wrap(content))
         return True
 
-    def entry(self, call: Call, *, approval: bool, deadline_ms: int) -> Query:
-        """What is stored before a question is asked."""
+    def entry(self, call: Call, *, approval: bool = False, deadline_ms: int) -> Query:
+        """What is stored before a question is asked.
+
+        Raises:
+            ValueError, BadReferenceError, InvalidInputError: it is no question.
+        """
         at = self.ctx.caller.ports.clock.time()
-        query = token_of(f"{self.recorder.state.run} {call.id}")
-        return Query(at=at, call=call.id, query=query, approval=approval, deadline_ms=deadline_ms)
+        token = token_of(f"{self.recorder.state.run} {call.id}")
+        query = Query(at=at, call=call.id, query=token, approval=approval, deadline_ms=deadline_ms)
+        # What is stored is asked by every attempt: one that can't be would end them all.
+        self._question(call, query)
+        return query
 
     async def ask(self, call: Call) -> None:
         """Ask, be it again after a crash, and store what comes of it."""
         assert call.query is not None
-        asked = await put_question(
-            self.ctx.caller,
-            self._question(call, call.query),
-            call.query.query,
-            about=self.ctx.message.id,
-            conversation_id=self.ctx.message.context.conversation_id,
-        )
-        self._asked[call.id] = asked
         try:
+            asked = await put_question(
+                self.ctx.caller,
+                self._question(call, call.query),
+                call.query.query,
+                about=self.ctx.message.id,
+                conversation_id=self.ctx.message.context.conversation_id,
+            )
+            self._asked[call.id] = asked
             entries = list(self._answered(call, await asked.answer()))
-        except UnansweredError as error:
+        except (UnansweredError, InvalidInputError, MessageTooLargeError) as error:
             entries = [self._end(call, "rejected", reason=str(error))]
         await self.recorder.store(*entries)
 
@@ -135,5 +143,5 @@ class Queries:
         """Nobody waits for these answers any more, whichever attempt asked."""
         for call in calls:
             if call.query is not None and call.answer is None:
-                question = self._question(call, call.query)
-                await Asked(call.query.query, question, self.ctx.caller).withdraw()
+                caller = self.ctx.caller
+                await withdraw_question(caller.ports, caller.lite_topics, call.query.query)

@@ -14,7 +14,10 @@ from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
+from squadron.actors.runs.call import Call
+from squadron.actors.runs.entries import Query
 from squadron.actors.runs.loop import PARK_AFTER_S
+from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.shelf import Runs
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall
 from squadron.runtime.asking.answering import OpenQuestion
@@ -238,6 +241,33 @@ async def test_nobody_is_asked_for_what_could_not_go_out(squad: MemorySquad) -> 
     assert post.sent == []
     first, second = supervisor.model.seen[-1].messages[-2:]
     assert (first.is_error, second.is_error) == (True, False)
+
+
+BLANK = turn(ToolCall("q", "ask_person", {"question": " \n"}))
+
+
+async def test_a_question_without_words_is_told_to_the_model_and_nobody_is_asked(squad: MemorySquad) -> None:
+    supervisor, _, running = await pursue(squad, BLANK, FINISH)
+
+    report = (await running).unwrap()
+    assert report["stopped"] == "finished"
+    assert "asked" not in {event["event"] for event in report["timeline"]}
+    told = supervisor.model.seen[-1].messages[-1]
+    assert told.is_error
+    assert "a question has words" in told.content
+
+
+async def test_a_stored_question_that_can_not_be_asked_does_not_end_its_run(
+    squad: MemorySquad, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unchecked(self: Queries, call: Call, *, approval: bool = False, deadline_ms: int) -> Query:
+        return Query(at=now_s(), call=call.id, query=f"of-{call.id}", approval=approval, deadline_ms=deadline_ms)
+
+    monkeypatch.setattr(Queries, "entry", unchecked)
+    supervisor, _, running = await pursue(squad, BLANK, FINISH)
+
+    assert (await running).unwrap()["stopped"] == "finished"
+    assert "a question has words" in supervisor.model.seen[-1].messages[-1].content
 
 
 async def test_of_many_items_those_that_can_not_be_made_are_not_put_to_a_person(squad: MemorySquad) -> None:
