@@ -91,7 +91,7 @@ class AccountLog:
         jitter_s = FIRST_JITTER_S
         while True:
             entry = await self._journal.last(self._key)
-            before = AccountState.decode(entry.data) if entry is not None else AccountState()
+            before = AccountState.decode(entry.data, self._clock.time()) if entry is not None else AccountState()
             after, result = change(before)
             if after == before:
                 return result

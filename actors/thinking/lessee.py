@@ -11,7 +11,16 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from squadron.actors.thinking.model import ModelRequest, ModelTurn
-from squadron.actors.thinking.quota import AHEAD_S, LISTED_S, AccountState, Allotment, Booking, Limits, Units
+from squadron.actors.thinking.quota import (
+    AHEAD_S,
+    LISTED_S,
+    MOST_PAUSE_S,
+    AccountState,
+    Allotment,
+    Booking,
+    Limits,
+    Units,
+)
 from squadron.runtime.background import cancel_all, spawn
 from squadron.runtime.errors import BusUnavailableError, ModelError
 from squadron.runtime.logs import get_logger
@@ -330,8 +339,13 @@ class Lessee:
     # --- pauses --------------------------------------------------------------------------------------
 
     def _pause(self, until: float) -> bool:
-        """Ask nothing before `until`; whether that is news. What was booked is void: all stand in line again."""
-        if until <= max(self._paused_until, self._clock.time()):
+        """Ask nothing before `until`, or for `MOST_PAUSE_S`; whether that is news.
+
+        What was booked is void: all stand in line again.
+        """
+        now = self._clock.time()
+        until = min(now + MOST_PAUSE_S, until)
+        if until <= max(self._paused_until, now):
             return False
         self._paused_until, self._allotment = until, Allotment()
         self._news.set()
@@ -372,9 +386,9 @@ class Lessee:
         return 0.0
 
     def _too_late(self, after_s: float) -> ModelError:
-        return ModelError(
-            f"the limit of {self.name} leaves no room in time",
-            hint="give it more time, send less at once, or raise SQUADRON_MODEL_LIMITS if the account allows more",
-            kind="limit",
-            retry_after_s=after_s,
-        )
+        what = f"the limit of {self.name} leaves no room in time"
+        hint = "give it more time, send less at once, or raise SQUADRON_MODEL_LIMITS if the account allows more"
+        if (paused_s := self._paused_until - self._clock.time()) > 0:
+            what = f"{self.name} is not asked for {paused_s:.0f} s more, since its provider answered HTTP 429"
+            hint = "give it more time, or ask again later"
+        return ModelError(what, hint=hint, kind="limit", retry_after_s=after_s)

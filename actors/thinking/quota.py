@@ -22,6 +22,9 @@ BURST_S = 6.0
 AHEAD_S = 2.0
 #: How long a replica counts, and keeps its places for calls under way, without renewing them, in seconds.
 LISTED_S = 30.0
+#: Longest that a 429 holds everybody up, in seconds, whatever its provider asks for: then a call finds out. Longer
+#: than the minute by which limits are counted, and short where the told time was a slip (a date, milliseconds).
+MOST_PAUSE_S = 300.0
 
 #: Units of each kind, `requests`, `tokens`, `input` and `output`: a cost, or what is left.
 Units = Mapping[str, float]
@@ -154,8 +157,11 @@ class AccountState:
         return json.dumps([self.next_at, self.paused_until, self.lessees], separators=(",", ":")).encode()
 
     @classmethod
-    def decode(cls, data: bytes) -> Self:
-        """As it was stored; what can't be read is as if nothing had been used."""
+    def decode(cls, data: bytes, now: float) -> Self:
+        """As it was stored; what can't be read is as if nothing had been used, and so is a pause longer than any.
+
+        Twice as long is let pass, because clocks differ.
+        """
         try:
             next_at, paused_until, lessees = json.loads(data)
             known = {str(who): (float(until), int(places)) for who, (until, places) in lessees.items()}
@@ -163,7 +169,8 @@ class AccountState:
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls()
         times = (*state.next_at.values(), state.paused_until, *(until for until, _ in known.values()))
-        return state if all(map(math.isfinite, times)) else cls()
+        is_sane = all(map(math.isfinite, times)) and state.paused_until <= now + 2 * MOST_PAUSE_S
+        return state if is_sane else cls()
 
     def pause(self, until: float, rates: Units) -> AccountState:
         """Nobody asks before `until`, and from then on at the rate, without a burst."""

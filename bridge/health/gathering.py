@@ -359,7 +359,8 @@ class Gathering:
 
     async def _accounts(self) -> tuple[AccountFacts, ...]:
         return tuple(
-            _account(entry) for entry in await self._ports.lite.latest(self._subjects.lite_of("model-account"))
+            _account(entry, self._known["now"])
+            for entry in await self._ports.lite.latest(self._subjects.lite_of("model-account"))
         )
 
     async def _dead(self) -> DeadFacts:
@@ -387,6 +388,6 @@ def free_bytes(home: Path) -> int:
     return shutil.disk_usage(next(path for path in (home / "nats", home, *home.parents) if path.exists())).free
 
 
-def _account(entry: Entry) -> AccountFacts:
-    state = AccountState.decode(entry.data)
+def _account(entry: Entry, now: float) -> AccountFacts:
+    state = AccountState.decode(entry.data, now)
     return AccountFacts(entry.key.rpartition(".")[2], state.paused_until, max(state.next_at.values(), default=0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 
 from squadron.actors.thinking.account import AccountLog, Accounts
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, Usage
-from squadron.actors.thinking.quota import BURST_S, LISTED_S, AccountState, Limits
+from squadron.actors.thinking.quota import BURST_S, LISTED_S, MOST_PAUSE_S, AccountState, Limits
 from squadron.actors.thinking.tries import Grant
 from squadron.bridge.jetstream.wiring import Wiring
 from squadron.bridge.memory import MemoryServer
@@ -135,17 +136,39 @@ async def _knows_of_pause(accounts: Accounts) -> bool:
 
 async def test_a_long_pause_is_kept_to_by_those_that_come_later(world: World, join: Join) -> None:
     if world.kind != "memory":
-        pytest.skip("it takes ten minutes")
+        pytest.skip("it takes five minutes")
     limits = Limits(rpm=60_000)
     (await call(await join("one", limits))).settle(
-        REQUEST, None, ModelError("429", kind="limit", retry_after_s=600.0)
+        REQUEST, None, ModelError("429", kind="limit", retry_after_s=250.0)
     )
     began = now_s()
-    await asyncio.sleep(400)
+    await asyncio.sleep(200)
 
     await call(await join("other", limits))
 
-    assert now_s() - began >= 600
+    assert now_s() - began >= 250
+
+
+#: A date, milliseconds, and what an own model may raise, in the place of seconds.
+@pytest.mark.parametrize("told", [1_790_000_000.0, 30_000.0, math.inf, math.nan])
+@pytest.mark.parametrize("limits", [Limits(), Limits(rpm=60_000)])
+async def test_however_long_a_provider_says_a_pause_ends_and_a_call_finds_out(
+    world: World, join: Join, limits: Limits, told: float
+) -> None:
+    if world.kind != "memory":
+        pytest.skip("it takes five minutes")
+    one, other = await join("one", limits), await join("other", limits)
+    (await call(one)).settle(REQUEST, None, ModelError("429", kind="limit", retry_after_s=told))
+    began = now_s()
+    for accounts in (one, other):
+        with pytest.raises(ModelError, match=r"not asked for 3\d\d s more, since .* 429") as caught:
+            await call(accounts, within_s=60.0)
+        assert "SQUADRON_MODEL_LIMITS" not in caught.value.hint
+
+    for accounts in (one, other, await join("later", limits)):
+        await call(accounts, within_s=2 * MOST_PAUSE_S)
+
+    assert MOST_PAUSE_S <= now_s() - began < 2 * MOST_PAUSE_S
 
 
 async def test_without_limits_nothing_is_written_and_a_429_still_pauses_all(world: World, join: Join) -> None:

@@ -80,7 +80,7 @@ def test_whatever_replicas_do_the_provider_never_refuses(steps: list[tuple[int, 
                 state = state.pause(now + 1.0, LIMITS.rates)
                 for each in replicas:
                     each.allotment = Allotment()
-        assert AccountState.decode(state.encode()) == state
+        assert AccountState.decode(state.encode(), now) == state
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(1, 50), st.floats(0, 1)), min_size=1, max_size=60))
@@ -172,4 +172,10 @@ def test_a_bad_limit_is_refused_by_name(text: str, named: str) -> None:
 
 @pytest.mark.parametrize("stored", [b"", b"[1]", b"[{},0,{}", b'[{"a":"x"},0,{}]', b"\xff", b"[[],0,{}]"])
 def test_a_state_that_cannot_be_read_is_as_if_nothing_had_been_used(stored: bytes) -> None:
-    assert AccountState.decode(stored) == AccountState()
+    assert AccountState.decode(stored, 0.0) == AccountState()
+
+
+def test_a_stored_pause_that_is_longer_than_any_is_none() -> None:
+    odd = AccountState().pause(3_580_000_000.0, {"requests": 1.0})
+
+    assert AccountState.decode(odd.encode(), 1_790_000_000.0) == AccountState()
