@@ -263,7 +263,7 @@ class ModelError(SquadronError):
             conversation is too long), "refusal", "key" (missing, wrong, or without credit), or "request".
         retry_after_s: when the provider says that the call may work, in seconds.
         tokens: what it had used until then, input and output, if it told.
-        began: whether it had said something already.
+        began: whether it had said something already, or may have when it was cut.
     """
 
     def __init__(

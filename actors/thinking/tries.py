@@ -236,14 +236,16 @@ class _Thinking:
             # Anybody may write a model; what it raises is booked as any other failed try.
             if isinstance(error, TimeoutError) and limit.expired():
                 what = f"{model.name} did not answer in the time that was left"
-                failure = ModelError(what, hint="give it more time, or another model", kind="passing")
+                hint = "give it more time, or another model"
+                # It may have thought in silence, and nobody will hear what that cost: it stays charged.
+                failure = ModelError(what, hint=hint, kind="passing", began=True)
             else:
                 failure = ModelError(
                     f"{model.name} raised {summary_of(error)}", hint="the replica's log says where"
                 )
                 # Where, and nothing of what was in its hands: the task may be sealed.
                 _log.warning("model.raised", model=model.name, error=type(error).__name__, at=places_of(error))
-            failure.began = heard.any
+            failure.began |= heard.any
             await self._failed(model, failure, heard)
             raise failure from error
 

@@ -12,6 +12,7 @@ from squadron import Agent, Budget, Context, Retry, topic
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
+from squadron.actors.thinking.catalog import USUAL_ANSWER
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.openai_chat import ChatWire
 from squadron.runtime.errors import ConfigError
@@ -60,6 +61,30 @@ async def test_a_foreign_message_among_the_runs_hides_no_other(about: dict[str, 
 
         assert [info.run for info in await squad.runs.list()] == ["run-good"]
         assert (await squad.runs.show("good")).info.deadline == 5
+
+
+class Muser:
+    """A model that thinks without a word."""
+
+    name = "muser:model"
+
+    async def think(self, request: ModelRequest, on_text: Callable[[str], None] | None = None) -> ModelTurn:
+        await asyncio.sleep(1000)
+        return ModelTurn("late")
+
+    async def aclose(self) -> None: ...
+
+
+async def test_a_call_that_the_deadline_cut_stays_charged_with_what_was_set_aside() -> None:
+    async with MemorySquad() as squad:
+        await squad.deploy(Stuck, model=Muser())
+        outcome = await squad.ask("stuck.fails", within_s=60, budget=Budget(tokens=50_000))
+        (info,) = await squad.runs.list()
+
+    assert outcome.kind != "result"
+    # The longest answer that may have been made, and the question.
+    assert USUAL_ANSWER < outcome.spent.tokens <= 50_000
+    assert info.tokens == outcome.spent.tokens
 
 
 class Stuck(LLMAgent):
