@@ -63,8 +63,8 @@ class Mind(Asker):
         turn = await self._answer(request, self.left_s())
         turn = replace(turn, model=turn.model or self._asked.model)
         used = {call.id for message in self._state.transcript.messages for call in message.tool_calls}
-        if not turn.blocks:
-            turn = with_unique_ids(turn, used)
+        # Its blocks keep the ids of their server, to which `echo_of` finds the way back.
+        turn = with_unique_ids(turn, used)
         await self.recorder.store(
             Thought(
                 at=self._now(),

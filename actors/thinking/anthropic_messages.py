@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import kind_of, name_of, text_of
-from squadron.actors.thinking.echoes import Echo, echo_of, shown
+from squadron.actors.thinking.echoes import Echo, echo_of, safe_name, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
 
 if TYPE_CHECKING:
@@ -205,12 +205,15 @@ def _said(blocks: Iterable[dict[str, Any]]) -> list[tuple[str, str]]:
 
 def _assistant(message: ChatMessage, echo: Echo) -> list[dict[str, Any]]:
     if echo.verbatim:
-        blocks = list(message.blocks)
+        blocks = [
+            block | {"name": safe_name(block["name"])} if block["type"] == "tool_use" else block
+            for block in message.blocks
+        ]
         while blocks and blocks[-1]["type"] in _THOUGHTS:  # the API refuses a thought at the end
             blocks.pop()
         return blocks
     calls = [
-        {"type": "tool_use", "id": echo.id_of(call.id), "name": call.name, "input": shown(call)}
+        {"type": "tool_use", "id": echo.id_of(call.id), "name": safe_name(call.name), "input": shown(call)}
         for call in message.tool_calls
     ]
     return [*_text(message.content), *calls]

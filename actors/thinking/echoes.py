@@ -14,6 +14,8 @@ from squadron.actors.thinking.model import ChatMessage, ToolCall
 ANSWER_TOOL = "give_answer"
 #: What both providers take as the id of a call; OpenAI's chat completions take 40 characters.
 _ID = re.compile("[a-zA-Z0-9_-]{1,40}")
+#: What all of them take as the name of a tool: at most 64 characters, and none of these.
+_LONGEST_NAME, _NOT_IN_NAMES = 64, re.compile("[^a-zA-Z0-9_-]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,11 @@ def echo_of(message: ChatMessage, who: str, said: Sequence[tuple[str, str]]) -> 
 def safe_id(call_id: str) -> str:
     """The id as every provider takes it; the same for the same."""
     return call_id if _ID.fullmatch(call_id) else f"call_{hashlib.sha256(call_id.encode()).hexdigest()[:16]}"
+
+
+def safe_name(name: str) -> str:
+    """The name of a called tool as every provider takes it, because models make some up."""
+    return _NOT_IN_NAMES.sub("_", name)[:_LONGEST_NAME] or "unnamed"
 
 
 def shown(call: ToolCall) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import IMAGE_URL, address_of, kind_of, name_of, titled
-from squadron.actors.thinking.echoes import echo_of, shown
+from squadron.actors.thinking.echoes import echo_of, safe_name, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
 from squadron.runtime.errors import ModelError
 
@@ -176,7 +176,7 @@ def _assistant(message: ChatMessage, who: str) -> dict[str, Any]:
         {
             "id": ids.id_of(call.id),
             "type": "function",
-            "function": {"name": call.name, "arguments": json.dumps(shown(call), ensure_ascii=False)},
+            "function": {"name": safe_name(call.name), "arguments": json.dumps(shown(call), ensure_ascii=False)},
         }
         for call in message.tool_calls
     ]

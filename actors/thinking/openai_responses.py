@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from squadron.actors.thinking.answers import AnswerForm
 from squadron.actors.thinking.assemble import TurnParts, as_sent
 from squadron.actors.thinking.attachments import address_of, kind_of, name_of, titled
-from squadron.actors.thinking.echoes import Echo, echo_of, shown
+from squadron.actors.thinking.echoes import Echo, echo_of, safe_name, shown
 from squadron.actors.thinking.model import Attachment, ChatMessage, ModelRequest, ModelTurn, ToolDefinition, Usage
 from squadron.actors.thinking.provider_errors import FailedResponseError
 
@@ -156,7 +156,7 @@ def _assistant(message: ChatMessage, echo: Echo) -> Iterator[dict[str, Any]]:
             yield {"role": "assistant", "content": message.content}
         for call in message.tool_calls:
             arguments = json.dumps(shown(call), ensure_ascii=False)
-            said = {"call_id": echo.id_of(call.id), "name": call.name, "arguments": arguments}
+            said = {"call_id": echo.id_of(call.id), "name": safe_name(call.name), "arguments": arguments}
             yield {"type": "function_call", **said}
         return
     items = [_sent(item) for item in message.blocks]
@@ -173,6 +173,8 @@ def _sent(item: dict[str, Any]) -> dict[str, Any]:
         phase = {"phase": item["phase"]} if item.get("phase") else {}
         return {"type": "message", "role": "assistant", "content": _text_of(item), **phase}
     sent = {key: value for key, value in item.items() if key != "id" and value is not None}
+    if item["type"] == "function_call":
+        sent["name"] = safe_name(item.get("name") or "")
     if item["type"] == "reasoning":
         sent.setdefault("summary", [])
         if not sent.get("content"):

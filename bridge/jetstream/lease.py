@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import time
 from collections.abc import Callable
+from typing import Any
 
 from squadron.bridge.jetstream.link.connect import NANOSECONDS, Connection
-from squadron.runtime.errors import BusUnavailableError
+from squadron.runtime.errors import BusUnavailableError, FencedError
 from squadron.runtime.ports.journal import Journal
 from squadron.runtime.ports.queue import CLOCKS_S
 
@@ -93,14 +95,18 @@ class JetStreamLease:
         self._begun = True
         if self.first:
             return 1
-        note = await self._notes.last(self._note_key)
-        if self.delivered == 1 and note is None:
-            return 1
-        # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
-        count = (_beginnings(note.data) if note else int(self._has_lapsed)) + 1
-        await self._notes.append(self._note_key, str(count).encode(), ttl_s=NOTE_TTL_S)
-        self._count = count
-        return count
+        while True:
+            note = await self._notes.last(self._note_key)
+            if self.delivered == 1 and note is None:
+                return 1
+            # Delivered once, and with a note: the server was killed and forgot what it had delivered before.
+            count = (_beginnings(note.data) if note else int(self._has_lapsed)) + 1
+            how: dict[str, Any] = {"ttl_s": NOTE_TTL_S, "expect_seq": note.seq if note else 0}
+            # Whoever was given it when this lease lapsed may begin in the same moment.
+            with contextlib.suppress(FencedError):
+                await self._notes.append(self._note_key, str(count).encode(), **how)
+                self._count = count
+                return count
 
     async def begun_before(self) -> bool:
         """Whether the work may have begun in an earlier delivery."""

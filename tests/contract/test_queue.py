@@ -136,6 +136,19 @@ async def test_released_at_once_it_comes_again_as_attempt_two(peer: Peer) -> Non
     await feed.aclose()
 
 
+async def test_two_who_begin_at_once_are_two_beginnings(peer: Peer) -> None:
+    feed, inbox = await _feed(peer, want=5)
+    await _put(peer, "again")
+    for _ in range(2):
+        await (await inbox.next()).lease.release()
+    lease = (await inbox.next()).lease
+
+    both = await asyncio.gather(*(peer.queue.take_over(lease.token).begin() for _ in range(2)))
+
+    assert sorted(both) == [1, 2]
+    await feed.aclose()
+
+
 async def test_released_with_a_delay_it_comes_again_after_it_and_not_before(peer: Peer) -> None:
     feed, inbox = await _feed(peer, replace(BOX, lease_s=1.0), want=5)
     await _put(peer, "later")

@@ -109,6 +109,17 @@ async def test_ids_of_other_servers_fit_every_wire(play: Any, call_id: str) -> N
     assert said(await play([TURN]).think([*USER, turn.as_message(), *results(turn)], TOOLS)) == TURN
 
 
+@pytest.mark.parametrize("name", ["multi_tool_use.parallel", "weather now", "", "w" * 65])
+@pytest.mark.parametrize("thought", ["", "I need a tool."])
+async def test_a_tool_that_the_model_made_up_goes_back_under_a_name_that_is_taken(
+    play: Any, name: str, thought: str
+) -> None:
+    played = play([ModelTurn("", (ToolCall("call_m", name), TIME)), TURN], thought=thought)
+    turn = await played.think(USER, TOOLS)
+    assert turn.tool_calls[0].name == name
+    assert said(await played.think([*USER, turn.as_message(), *results(turn)], TOOLS)) == TURN
+
+
 async def test_a_malformed_call_is_shown_as_the_model_wrote_it(play: Any, provider: Provider) -> None:
     raw = '{"city": "Zür'
     played = play([ModelTurn("", (ToolCall("call_b", "weather", problem=raw), TIME)), TURN])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,9 +13,11 @@ from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
 from squadron.actors.thinking.catalog import USUAL_ANSWER
-from squadron.actors.thinking.model import ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.openai_chat import ChatWire
 from squadron.runtime.errors import ConfigError
 from squadron.testing import FunctionModel, MemorySquad, now_s
+from squadron.testing.scripted_model import ScriptedModel
 
 
 class Asker(Agent):
@@ -274,3 +276,45 @@ async def test_of_the_models_that_tasks_name_those_used_last_stay_open() -> None
 
     assert {model.closed for model in many.made.values()} == {1}
     assert many.made["mine:4"].asked == 2
+
+
+class Looking(LLMAgent):
+    """Looks."""
+
+    @tool
+    async def look(self, page: int) -> str:
+        """Look at a page."""
+        return f"page {page}"
+
+    @topic("looking.do")
+    async def do(self, ctx: Context) -> str:
+        """Look."""
+        return await self.think(ctx, "Well?")
+
+
+@pytest.mark.parametrize("blocks", [(), ({"type": "reasoning_content", "text": "hm"},)])
+async def test_calls_that_a_server_numbers_anew_in_each_turn_are_told_apart(
+    blocks: tuple[dict[str, Any], ...],
+) -> None:
+    def looks(*pages: int) -> ModelTurn:
+        calls = tuple(ToolCall("functions.look:0", "look", {"page": page}) for page in pages)
+        return ModelTurn("", calls, blocks=blocks, model="scripted:test")
+
+    with ScriptedModel([looks(1, 2), looks(3), "done"]) as model:
+        async with MemorySquad() as squad:
+            await squad.deploy(Looking, model=model)
+            assert (await squad.ask("looking.do")).ok
+
+    messages = model.seen[-1].messages
+    calls = {call.id: call.arguments["page"] for message in messages for call in message.tool_calls}
+    told = {message.tool_call_id: message.content for message in messages if message.role == "tool"}
+    assert list(calls.values()) == [1, 2, 3]
+    assert all(f"page {page}" in told[id] for id, page in calls.items())
+    ids = [each["id"] for said in chat_body(messages) for each in said.get("tool_calls", ())]
+    assert len(set(ids)) == 3
+
+
+def chat_body(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
+    body = ChatWire(is_official=False).body("m", "scripted:test", ModelRequest(tuple(messages)), None)
+    said: list[dict[str, Any]] = body["messages"]
+    return said
