@@ -74,7 +74,7 @@ class Asker(ABC):
         except asyncio.CancelledError:
             # Of a replica that is drained the next one takes it up.
             if self.ctx.cancelled:
-                await self._give_up()
+                await self._give_up(self._going_on())
             raise
 
     def account(self) -> Account | None:
@@ -131,13 +131,17 @@ class Asker(ABC):
     def _resumable(self, name: str) -> Resumable | None:
         return next((each for each in self.chain if isinstance(each, Resumable) and each.name == name), None)
 
-    async def _give_up(self) -> None:
-        """Nobody will take up the answer that is made now, if there is one."""
+    def _going_on(self) -> str:
+        """The id of the answer that is made now to what we asked; empty if there is none."""
         asking, accepted = self._state.asking, self._state.accepted
         # What is stored says what had been seen, too.
         is_ours = asking is not None and (asking.round, asking.number) == (self._asked.round, self._asked.number)
-        if is_ours and accepted is not None and (model := self._resumable(self._asked.model)) is not None:
-            await model.give_up(accepted.response_id)
+        return accepted.response_id if is_ours and accepted is not None else ""
+
+    async def _give_up(self, response_id: str) -> None:
+        """Nobody will take up this answer, if there is one."""
+        if response_id and (model := self._resumable(self._asked.model)) is not None:
+            await model.give_up(response_id)
 
     async def asking(self, model: Model, request: ModelRequest, number: int) -> ModelRequest:
         """What this model is to be asked, when that is stored; see `tries.Books`."""
@@ -197,14 +201,15 @@ class Asker(ABC):
 
     async def failed(self, model: Model, error: ModelError, number: int) -> None:
         """A try was in vain; see `tries.Books`."""
-        if error.retryable:
-            # It may go on there, and another one is asked for.
-            await self._give_up()
+        going_on = self._going_on() if error.retryable else ""
         spent = spent_by_failure(model.name, error, self._estimate)
         if number == 0 and not error.tokens:
             # One of an attempt that died: it may have cost all that was set aside.
             spent = self._estimate.amount
         await self._note_failure(model.name, error, spent)
+        # It may go on there, and another one is asked for. Not before that is stored: another attempt, to which we
+        # have lost the run, may have taken it up.
+        await self._give_up(going_on)
 
     async def _note_failure(self, model: str, error: ModelError, spent: Spent) -> None:
         limit = (limit_named(str(error)) or -1) if error.kind == "overflow" else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -119,9 +120,16 @@ _STOPS: dict[str, Stop] = {
     "length": "length",
     "max_tokens": "length",
     "max_output_tokens": "length",
+    "model_length": "length",  # Mistral
     "model_context_window_exceeded": "overflow",
     "pause_turn": "pause",
 }
+#: That it does not want to, or may not; Gemini's compatible API says why behind a colon. `sensitive`: Zhipu.
+_REFUSED = re.compile(r"(refusal|content_filter|sensitive)\b", re.IGNORECASE)
+#: That something broke: what it said until then is no answer. So say DeepSeek (`insufficient_system_resource`),
+#: vLLM, SGLang (`abort`), Gemini (`function_call_filter: MALFORMED_FUNCTION_CALL`), Zhipu (`network_error`), and
+#: the Responses API where it tells no details. Any other word is a good end: many servers have their own.
+_BROKEN = re.compile("abort|cancel|error|fail|incomplete|insufficient|malformed|timeout", re.IGNORECASE)
 
 
 def roughly(chars: int) -> int:
@@ -213,7 +221,7 @@ class TurnParts:
         """The whole turn but for its blocks.
 
         Raises:
-            ModelError: the stream ended early, or the model refused.
+            ModelError: the stream ended early, the model refused, or the server says that it broke.
         """
         self._pieces.end()
         usage = self.spent()
@@ -221,11 +229,15 @@ class TurnParts:
             message = f"{who} broke off in the middle of its answer"
             raise ModelError(message, hint="try again", kind="passing", tokens=usage.total, began=self.began)
         # What came before a refusal is to be thrown away, says Anthropic's guide; half a call is no call.
-        if self.refusal or self.stop_reason in ("refusal", "content_filter"):
-            message = f"{who} refused to answer: {mended(self.refusal) or self.stop_reason}"
+        reason: str = mended(str(self.stop_reason))
+        if self.refusal or _REFUSED.match(reason):
+            message = f"{who} refused to answer: {mended(self.refusal) or reason}"
             hint = "rephrase, or use another model"
             raise ModelError(message, hint=hint, kind="refusal", tokens=usage.total, began=self.began)
-        stop = _STOPS.get(self.stop_reason)
+        if _BROKEN.search(reason):
+            message = f"{who} broke off in the middle of its answer: {reason}"
+            raise ModelError(message, hint="try again", kind="passing", tokens=usage.total, began=self.began)
+        stop = _STOPS.get(reason)
         last = len(self.calls) - 1
         cut = stop in ("length", "overflow")
         calls = tuple(call.assemble(i, cut=cut and i == last) for i, call in enumerate(self.calls))

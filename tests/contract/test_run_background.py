@@ -48,6 +48,7 @@ class Distant:
     taken_up: list[str] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
     failure: ModelError | None = None
+    broken: ModelError | None = None
 
     def begin(self, request: ModelRequest) -> str:
         self.begun += 1
@@ -60,6 +61,9 @@ class Distant:
     async def end(self, id: str) -> ModelTurn:
         turn, over = self.made[id]
         await over.wait()
+        if (broken := self.broken) is not None:
+            self.broken = None
+            raise broken
         return turn
 
 
@@ -245,6 +249,26 @@ async def test_a_call_that_failed_there_is_charged_for_what_it_used(peer: Peer, 
     # It may still go on, and is not wanted any more.
     assert (distant.begun, distant.given_up) == (3, ["resp-1"])
     assert (outcome.spent.tokens, outcome.spent.rounds) == (30 + 12, 3)
+
+
+async def test_an_attempt_that_lost_its_run_does_not_end_the_call_that_its_heir_takes_up(
+    peer: Peer, serve: Serve
+) -> None:
+    distant = Distant()
+    scene = await thinking(peer, serve, distant)
+    ports = scene.replica.peer.ports
+    *_, (seq, message) = [each async for each in read(ports, ports.subjects.run())]
+    run = message.correlation_id or ""
+    # Somebody else writes on in its log, and then its stream breaks.
+    data = ports.pack("event", {"content": []}, id="heir", correlation_id=run)
+    await ports.runs.append(ports.subjects.run(run), data, ttl_s=600.0, expect_seq=seq)
+    distant.broken = ModelError("silent for 60 s", kind="passing")
+    distant.made["resp-1"][1].set()
+    outcome = await scene.handle.outcome()
+
+    assert outcome.unwrap()["answer"] == "done"
+    assert (distant.begun, distant.taken_up, distant.given_up) == (2, ["resp-1"], [])
+    assert outcome.unwrap()["tokens"] == 30
 
 
 async def test_who_can_t_take_a_call_up_makes_it_again(peer: Peer, serve: Serve) -> None:

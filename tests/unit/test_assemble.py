@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 
 from squadron.actors.thinking.assemble import TurnParts, mended
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
+from squadron.actors.thinking.openai_responses import ResponsesWire
 from squadron.actors.thinking.providers import AnthropicModel, OpenAIModel
+from squadron.runtime.errors import ModelError
 from squadron.runtime.wire.envelope import AgentIdentity, AgentMessage, Payload
 
 ANY_TEXT = st.text(st.characters(codec=None, categories=None), max_size=20)
@@ -83,6 +85,58 @@ def test_halves_of_a_pair_are_joined_over_pieces_and_lone_ones_replaced() -> Non
     for text in ("a\ud83d", "\ude00b", "\ude00", "c\ud83d"):
         parts.add_text(text)
     assert parts.finish("test").text == "a😀b\ufffdc\ufffd" == "".join(heard)
+
+
+def ended(reason: str) -> TurnParts:
+    parts = TurnParts(None, stop_reason=reason)
+    parts.add_text("The answer is 4")
+    return parts
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        *("insufficient_system_resource", "abort", "error", "network_error", "incomplete", "cancelled", "failed"),
+        *("function_call_filter: MALFORMED_FUNCTION_CALL", "MALFORMED_FUNCTION_CALL"),
+    ],
+)
+def test_half_an_answer_is_none_where_the_server_says_that_it_broke(reason: str) -> None:
+    with pytest.raises(ModelError, match=f"broke off.*{reason}") as caught:
+        ended(reason).finish("test")
+    assert (caught.value.kind, caught.value.began, caught.value.tokens) == ("passing", True, 5)
+
+
+@pytest.mark.parametrize(
+    "reason", ["content_filter", "content_filter: PROHIBITED_CONTENT", "sensitive", "refusal"]
+)
+def test_a_refusal_is_one_in_any_words(reason: str) -> None:
+    with pytest.raises(ModelError, match=reason) as caught:
+        ended(reason).finish("test")
+    assert caught.value.kind == "refusal"
+
+
+@pytest.mark.parametrize(
+    ("reason", "stop"),
+    [
+        *(("model_length", "length"), ("length", "length"), ("max_output_tokens", "length")),
+        *(("stop", "end"), ("eos_token", "end"), ("COMPLETE", "end"), ("stop_sequence", "end"), ("load", "end")),
+    ],
+)
+def test_an_end_is_one_in_any_words(reason: str, stop: str) -> None:
+    assert ended(reason).finish("test").stop == stop
+
+
+def test_a_response_that_is_incomplete_and_does_not_say_why_is_no_answer() -> None:
+    from openai._models import construct_type
+    from openai.types.responses import ResponseIncompleteEvent
+
+    wire, parts = ResponsesWire(), TurnParts(None)
+    parts.add_text("The answer")
+    response = {"id": "r", "status": "incomplete", "incomplete_details": None, "output": [], "usage": None}
+    event = {"type": "response.incomplete", "response": response}
+    wire.read(parts, cast("Any", construct_type(value=event, type_=ResponseIncompleteEvent)))
+    with pytest.raises(ModelError, match="incomplete"):
+        parts.finish("test")
 
 
 @pytest.mark.parametrize("raw", ['{"a": NaN}', '{"a": 1e999}', '{"a":' * 150 + "1" + "}" * 150])
