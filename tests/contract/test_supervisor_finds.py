@@ -55,12 +55,13 @@ class Two(Chief):
 
     name = "supervisor"
 
-    def __init__(self, model: Model, orders: Model) -> None:
+    def __init__(self, model: Any = None, orders: Any = None) -> None:
         super().__init__(model)
         self.orders = orders
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
-        return self.orders if spec == "openai-chat:any" else super().make_model(spec, plan)
+        made: Model = self.orders if spec == "openai-chat:any" else self.model
+        return made
 
 
 class Sky(Agent):
