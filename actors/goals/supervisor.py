@@ -19,7 +19,7 @@ from squadron.actors.runs.built_in import BUILT_IN, Finish
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.entries import Gather
 from squadron.actors.runs.log import started_of
-from squadron.actors.runs.loop import Conclusion, Stopped
+from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, empty_turns
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -268,8 +268,13 @@ class Pursuit:
         return found.model_copy(update={"name": name}) if found else SemanticTopic(name=name)
 
     def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
-        """A turn without calls is the answer, unless the tokens ran out in the middle of it."""
+        """A turn without calls is the answer, unless the tokens ran out in the middle of it, or it has no words."""
         cut = turn.stop in ("length", "overflow")
+        if empty := empty_turns(state):
+            if empty == 1 and not cut:
+                return SAID_NOTHING
+            stopped: Stopped = "length" if cut else "model"
+            return Conclusion(self.stop(state, stopped, "the model gave no answer: it said nothing"), stopped)
         return Conclusion(Finish(answer=turn.text).model_dump(), "length" if cut else "finished")
 
     def finish(self, state: RunState, asked: Finish) -> Conclusion:

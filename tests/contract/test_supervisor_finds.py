@@ -35,7 +35,8 @@ DONE = ModelTurn("", (ToolCall("end", "finish", {"answer": "done"}),), Usage(10)
 def looks_for(intent: str, *calls: ToolCall) -> ScriptedModel:
     """A model that looks for an intent, makes these calls, and is done."""
     look = ToolCall("d", "discover_topics", {"intent": intent})
-    return ScriptedModel([ModelTurn("", (look,), Usage(10)), ModelTurn("", calls, Usage(10)), DONE])
+    made = [ModelTurn("", calls, Usage(10))] if calls else []
+    return ScriptedModel([ModelTurn("", (look,), Usage(10)), *made, DONE])
 
 
 class Chief(Supervisor):
