@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from squadron.actors.runs.bidding_calls import BiddingCalls, Wanted
 from squadron.actors.runs.books import RunBooks
@@ -19,7 +19,7 @@ from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.references import BadReferenceError, task_id
 from squadron.actors.runs.state import RunState
-from squadron.actors.thinking.model import ToolDefinition
+from squadron.actors.runs.toolbox import Tool
 from squadron.runtime.asking.handle import Handle
 from squadron.runtime.asking.negotiation import acceptance, see_through
 from squadron.runtime.asking.options import AskKeywords
@@ -39,29 +39,6 @@ WITHDRAW_S = 5.0
 INTERRUPTED = "it was interrupted while it ran; it may have acted, so it is not run again"
 #: How long an end waits for others to be stored with it, in seconds: about as long as storing it takes.
 TOGETHER_S = 0.002
-
-
-class Tool(Protocol):
-    """A tool that the agent itself runs.
-
-    Attributes:
-        may_repeat: whether it may be run again when nobody knows how far it came.
-        within_s: how long it may run, in seconds.
-    """
-
-    definition: ToolDefinition
-    may_repeat: bool
-    within_s: float
-
-    async def run(self, arguments: Any) -> Any:
-        """Run it; returns JSON-ready data, or an `Attachment` or a list of them, which the model gets to see.
-
-        Raises:
-            Retry: it did nothing; the next attempt at the task is to run it again.
-            Terminal: the whole run comes to nothing.
-            Exception: it failed, which the model is told.
-        """
-        ...
 
 
 #: Answers a call on the spot, with what is to be stored for it.
@@ -88,7 +65,8 @@ class Actions:
         self.answers: Mapping[str, OnTheSpot] = {}
         self.failing = False
         self._handles: dict[str, dict[int, Handle]] = {}
-        self._ends: asyncio.Queue[CallEnd] = asyncio.Queue()
+        #: What came and is not stored yet.
+        self._ends, self._came = list[CallEnd](), asyncio.Event()
         self._working = list[asyncio.Task[None]]()
         self._start(self._collect())
         self.bidding = BiddingCalls(self.ctx, self.books, self._state.run)
@@ -113,7 +91,7 @@ class Actions:
 
     async def begin(self, calls: Sequence[Call]) -> None:
         """Answer or send calls that the model made: all are made ready before any is sent."""
-        ends, ready, asked = list[CallEnd](), list[tuple[Call, Ready]](), list[tuple[Call, Entry]]()
+        ends, ready, entries = list[CallEnd](), list[tuple[Call, Ready]](), list[Entry]()
         wanted = list[Wanted]()
         for call in calls:
             try:
@@ -124,7 +102,7 @@ class Actions:
                     continue
                 if call.said.name == ASK_PERSON and self._state.toolbox.has(ASK_PERSON):
                     self.queries.check_may_ask()
-                    asked.append((call, self.queries.entry(call, deadline_ms=self._deadline_ms())))
+                    entries.append(self.queries.entry(call, deadline_ms=self._deadline_ms()))
                     continue
                 if call.said.name == CALL_FOR_BIDS and self._state.toolbox.has(CALL_FOR_BIDS):
                     wanted.append((call, self._candidates(call)))
@@ -136,14 +114,12 @@ class Actions:
                     # A for_each over nothing has no task whose end would end it.
                     ends.append(answer(call, []))
                 elif self.queries.needed(call, made):
-                    query = self.queries.entry(call, approval=True, deadline_ms=self._deadline_ms())
-                    asked.append((call, query))
+                    entries.append(self.queries.entry(call, approval=True, deadline_ms=self._deadline_ms()))
                 else:
                     ready.append((call, made))
             except (ValueError, BadReferenceError, InvalidInputError) as error:
                 ends.append(refusal(call, str(error)))
         deadline_ms = self._deadline_ms()
-        entries: list[Entry] = [query for _, query in asked]
         # Shares are those of the moment in which they are set aside.
         async with self.recorder.lock:
             ready, refused = self._affordable(ready)
@@ -156,7 +132,7 @@ class Actions:
                 entries.insert(0, Sending(at=self._now(), calls=dispatches))
             if entries:
                 await self.recorder.decide_locked(*entries)
-        self._ask([call for call, _ in asked])
+        self._ask([call for call in calls if call.asks])
         await self._send([call for call, _ in ready])
         if wanted:
             bids = await self.bidding.bids(wanted, deadline_ms)
@@ -294,17 +270,17 @@ class Actions:
             outcome = await handle.outcome()
         else:
             outcome = await see_through(self.ctx.caller, handle, offer)
-        self._ends.put_nowait(end_of(call, index, outcome))
+        self._end(end_of(call, index, outcome))
 
     async def _run_tool(self, call: Call, *, again: bool) -> None:
         dispatch, ready = call.out
         common: dict[str, Any] = {"call": call.id, "topic": dispatch.topic}
         if dispatch.topic not in self._state.toolbox.own:
             # The agent is another one since its last attempt.
-            return self._ends.put_nowait(CallEnd(outcome="failed", reason="it has no such tool now", **common))
+            return self._end(CallEnd(outcome="failed", reason="it has no such tool now", **common))
         tool: Tool = self._state.toolbox.own[dispatch.topic]  # type: ignore[assignment]
         if again and not tool.may_repeat:
-            return self._ends.put_nowait(CallEnd(outcome="failed", reason=INTERRUPTED, **common))
+            return self._end(CallEnd(outcome="failed", reason=INTERRUPTED, **common))
         started = self.ctx.caller.loop.time()
         try:
             async with asyncio.timeout(tool.within_s) as limit:
@@ -320,11 +296,9 @@ class Actions:
         except (UnansweredError, BudgetError) as error:
             end = CallEnd(outcome="failed", reason=str(error), **common)
         except Terminal as error:
-            failed = CallEnd(outcome="failed", reason=str(error), **common)
-            return await self.recorder.store(
-                CallsEnded(at=self._now(), ends=(failed,)),
-                Finished(at=self._now(), stopped="failed", error=str(error)),
-            )
+            self._end(CallEnd(outcome="failed", reason=str(error), **common))
+            await self._store_ends(Finished(at=self._now(), stopped="failed", error=str(error)))
+            return
         except TimeoutError as error:
             why = f"ran longer than its {tool.within_s:g} s" if limit.expired() else f"TimeoutError: {error}"
             end = CallEnd(outcome="timed_out" if limit.expired() else "failed", reason=why, **common)
@@ -339,30 +313,44 @@ class Actions:
             # The model can often do something about it: other arguments, another way.
             end = CallEnd(outcome="failed", reason=whole(summary_of(error)), **common)
         took = round(1000 * (self.ctx.caller.loop.time() - started), 3)
-        self._ends.put_nowait(end.model_copy(update={"latency_ms": took}))
+        self._end(end.model_copy(update={"latency_ms": took}))
 
     async def _withdraw(self, call: Call) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(WITHDRAW_S):
-                await self.recorder.store(Withdrawn(at=self._now(), calls=(call.id,)))
+                # With what came by now: the attempt ends here, and nobody else would store it.
+                await self._store_ends(Withdrawn(at=self._now(), calls=(call.id,)))
+                while self._ends:
+                    await self._store_ends()
 
     @staticmethod
     def _stopping() -> bool:
         task = asyncio.current_task()
         return task is not None and task.cancelling() > 0
 
+    def _end(self, end: CallEnd) -> None:
+        self._ends.append(end)
+        self._came.set()
+
     async def _collect(self) -> None:
         """Store what comes, as much of it at once as is there."""
         while True:
-            ends = [await self._ends.get()]
+            await self._came.wait()
             if len(self._state.running) > 1:
                 # Calls that were sent together end together: one entry for all costs less than one for each.
                 await asyncio.sleep(TOGETHER_S)
-            while not self._ends.empty():
-                ends.append(self._ends.get_nowait())
-            await self.recorder.store(CallsEnded(at=self._now(), ends=tuple(ends)))
-            for id in {end.call for end in ends}:
+            for id in await self._store_ends():
                 self.after_try(self._state.calls[id])
+
+    async def _store_ends(self, *more: Entry) -> set[str]:
+        """Store what came, and what is decided by it; returns the calls of which something ended."""
+        async with self.recorder.lock:
+            ends, self._ends = tuple(self._ends), []
+            self._came.clear()
+            entries = (CallsEnded(at=self._now(), ends=ends), *more) if ends else more
+            if entries:
+                await self.recorder.store_locked(*entries)
+        return {end.call for end in ends}
 
     async def cancel(self, calls: Collection[str]) -> None:
         """Stop what these calls began, be it tasks, tools or questions; their ends are told as any other."""

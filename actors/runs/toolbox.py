@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from squadron.actors.runs.built_in import BUILT_IN, DISCOVER
 from squadron.actors.runs.card import ShownCard
@@ -25,6 +25,28 @@ class OwnTool(Protocol):
 
     @property
     def definition(self) -> ToolDefinition: ...
+
+
+class Tool(OwnTool, Protocol):
+    """The same where it is run.
+
+    Attributes:
+        may_repeat: whether it may be run again when nobody knows how far it came.
+        within_s: how long it may run, in seconds.
+    """
+
+    may_repeat: bool
+    within_s: float
+
+    async def run(self, arguments: Any) -> Any:
+        """Run it; returns JSON-ready data, or an `Attachment` or a list of them, which the model gets to see.
+
+        Raises:
+            Retry: it did nothing; the next attempt at the task is to run it again.
+            Terminal: the whole run comes to nothing.
+            Exception: it failed, which the model is told.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,14 +69,16 @@ class MessagesWire:
         """Take in one event."""
         match event.type:
             case "message_start":
-                parts.response_id = event.message.id
+                # Compatible servers leave things out: the SDK has None there, whatever its types say.
+                parts.response_id = event.message.id or ""
                 parts.usage = _usage(parts.usage, as_sent(event.message.usage))
             case "content_block_start":
-                block: dict[str, Any] = as_sent(event.content_block)
+                block: dict[str, Any] = {"type": "text"} | as_sent(event.content_block)
                 parts.blocks[event.index] = block
                 if block["type"] == "tool_use":
-                    parts.call_at(event.index, block["id"]).name = block["name"]
+                    parts.call_at(event.index, block.get("id") or "").name = block.get("name") or ""
                 elif block["type"] == "text":  # some servers send it all at once
+                    block["text"] = block.get("text") or ""
                     parts.add_text(block["text"])
             case "content_block_stop":
                 block = parts.blocks.get(event.index, {})
@@ -133,15 +135,16 @@ def _read_delta(parts: TurnParts, index: int, delta: Any) -> None:
     block = parts.blocks.setdefault(index, {"type": "text", "text": ""})
     match delta.type:
         case "text_delta":
-            block["text"] = block.get("text", "") + delta.text
+            block["text"] = block.get("text", "") + (delta.text or "")
             parts.add_text(delta.text)
         case "input_json_delta" if block["type"] == "tool_use":
-            parts.call_at(index).arguments += delta.partial_json
+            parts.call_at(index).arguments += delta.partial_json or ""
         case "input_json_delta":  # a call that the server makes itself
-            parts.inputs[index] = parts.inputs.get(index, "") + delta.partial_json
+            parts.inputs[index] = parts.inputs.get(index, "") + (delta.partial_json or "")
         case "thinking_delta":
-            block["thinking"] = block.get("thinking", "") + delta.thinking
-            parts.thought_chars += len(delta.thinking)
+            thought = delta.thinking or ""
+            block["thinking"] = block.get("thinking", "") + thought
+            parts.thought_chars += len(thought)
         case "signature_delta":
             block["signature"] = delta.signature
         case "citations_delta":

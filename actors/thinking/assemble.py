@@ -37,7 +37,9 @@ def mended(value: Any, depth: int = 0) -> Any:
 
 
 def as_sent(value: Any) -> dict[str, Any]:
-    """A value of an SDK as the provider sent it, also where the SDK's types don't know it."""
+    """A value of an SDK as the provider sent it, also where its types don't know it; empty if it sent none."""
+    if value is None or isinstance(value, dict):
+        return value or {}
     sent: dict[str, Any] = value.to_dict(mode="json", warnings=False)
     return sent
 

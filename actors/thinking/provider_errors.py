@@ -108,7 +108,8 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
             told = float(headers[name]) / divisor
         except (KeyError, ValueError):
             continue
-        return told if math.isfinite(told) and told >= 0 else None
+        if math.isfinite(told) and told >= 0:
+            return told
     try:
         then = parsedate_to_datetime(headers["retry-after"])
     except (KeyError, ValueError):

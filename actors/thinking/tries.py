@@ -269,12 +269,15 @@ class _Heard:
 def pause_after(error: ModelError, tried: int) -> float | None:
     """Seconds to wait after the nth failed try of one model; None if another one can't help.
 
-    What the provider asks for is the least: our jitter comes on top of it.
+    What the provider asks for is the least: our jitter comes on top of it. From the second time on our own growing
+    pause is the least as well, or who always says "at once" would use up all tries at once.
     """
     is_limit = error.kind == "limit"
     if not error.retryable or tried >= (LIMIT_TRIES if is_limit else TRIES):
         return None
+    own_s = backoff_s(tried, FIRST_LIMIT_PAUSE_S) if is_limit else backoff_s(tried)
     if error.retry_after_s is None:
-        return backoff_s(tried, FIRST_LIMIT_PAUSE_S) if is_limit else backoff_s(tried)
-    jitter_s = min(MOST_JITTER_S, WAIT_JITTER * error.retry_after_s)
-    return max(0.0, error.retry_after_s) + random.uniform(0.0, jitter_s)
+        return own_s
+    told_s = max(0.0, error.retry_after_s)
+    told_s += random.uniform(0.0, min(MOST_JITTER_S, WAIT_JITTER * told_s))
+    return told_s if tried == 1 else max(told_s, own_s)

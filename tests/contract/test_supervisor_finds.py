@@ -14,8 +14,10 @@ from squadron.actors.decorators import topic
 from squadron.actors.goals.planner import Plan
 from squadron.actors.goals.reranking import MOST_TOKENS
 from squadron.actors.goals.supervisor import Supervisor
+from squadron.actors.thinking.account import Accounts
 from squadron.actors.thinking.embedding import Embedder, LocalEmbedder
 from squadron.actors.thinking.model import Model, ModelRequest, ModelTurn, ToolCall, Usage
+from squadron.actors.thinking.tries import Grant
 from squadron.bridge.control.control import Bridge
 from squadron.bridge.control.finding import Finder
 from squadron.runtime.asking.options import AskOptions
@@ -46,6 +48,20 @@ class Chief(Supervisor):
 
     def make_model(self, spec: str, plan: Plan | None) -> Model:
         return self.model  # type: ignore[no-any-return]
+
+
+class Two(Chief):
+    """The same, with another model for orders."""
+
+    name = "supervisor"
+
+    def __init__(self, model: Any = None, orders: Any = None) -> None:
+        super().__init__(model)
+        self.orders = orders
+
+    def make_model(self, spec: str, plan: Plan | None) -> Model:
+        made: Model = self.orders if spec == "openai-chat:any" else self.model
+        return made
 
 
 class Sky(Agent):
@@ -171,9 +187,13 @@ INTENT = "positions of the stars and the weather of coming days at night"
         ("[]", []),
         ("the second", ["sky__stars", "sky__forecast"]),
         ("[77]", ["sky__stars", "sky__forecast"]),
+        ("[2 1]", ["sky__forecast", "sky__stars"]),
+        ("[02,,1,]", ["sky__forecast", "sky__stars"]),
+        ("[ , ]", ["sky__stars", "sky__forecast"]),
         (ModelError("no"), ["sky__stars", "sky__forecast"]),
+        (KeyError("choices"), ["sky__stars", "sky__forecast"]),
     ],
-    ids=["one", "both", "none", "no list", "no such number", "it fails"],
+    ids=["one", "both", "none", "no list", "no such number", "no JSON", "nearly", "no numbers", "fails", "raises"],
 )
 async def test_a_model_orders_what_is_found_and_if_it_cannot_the_order_stays(
     peer: Peer, finder: Finder, serve: Serve, monkeypatch: pytest.MonkeyPatch, order: Any, told: list[str]
@@ -189,20 +209,61 @@ async def test_a_model_orders_what_is_found_and_if_it_cannot_the_order_stays(
     assert sum(len(message.content) for message in model.asked[0].messages) < 4 * MOST_TOKENS
     assert outcome.ok
     # What an order costs is the run's: 20 for its two turns.
-    assert outcome.spent.tokens == 20 + (0 if isinstance(order, Exception) else 77)
+    cost = outcome.spent.tokens - 20
+    if isinstance(order, KeyError):
+        # What a call cost of which nobody knows anything is what was set aside.
+        assert 100 < cost < MOST_TOKENS
+    else:
+        assert cost == (0 if isinstance(order, Exception) else 77)
 
 
+@pytest.mark.parametrize("budget", [Budget(tokens=MOST_TOKENS - 1), Budget(rounds=2)])
 async def test_a_budget_with_no_room_for_an_order_has_none_made(
-    peer: Peer, finder: Finder, serve: Serve, monkeypatch: pytest.MonkeyPatch
+    peer: Peer, finder: Finder, serve: Serve, monkeypatch: pytest.MonkeyPatch, budget: Budget
 ) -> None:
     monkeypatch.setenv("SQUADRON_RERANK", "same")
     await serve(Sky(), name="sky")
     model = Reranks("[1]", looks_for(INTENT))
     await serve(Chief(model))
-    asked = AskOptions(within_s=60.0, budget=Budget(tokens=MOST_TOKENS - 1))
+    asked = AskOptions(within_s=60.0, budget=budget)
     await peer.caller.ask("goal.pursue", {"goal": "be nice to somebody"}, asked)
 
     assert model.asked == []
+
+
+async def test_a_limit_in_dollars_has_no_order_made_by_a_model_without_a_price(
+    peer: Peer, finder: Finder, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUADRON_RERANK", "openai-chat:any")
+    monkeypatch.setenv("SQUADRON_PRICES", '{"scripted:test": {"input": 0.1, "output": 0.1}}')
+    await serve(Sky(), name="sky")
+    script, orders = looks_for(INTENT), Reranks("[1]", looks_for(INTENT))
+    await serve(Two(script, orders))
+    asked = AskOptions(within_s=60.0, budget=Budget(usd=1.0))
+    outcome = await peer.caller.ask("goal.pursue", {"goal": "be nice to somebody"}, asked)
+
+    assert outcome.ok
+    assert len(script.seen) > 1
+    assert orders.asked == []
+
+
+async def test_an_order_is_asked_for_on_the_account_of_its_model(
+    peer: Peer, finder: Finder, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUADRON_RERANK", "same")
+    admitted, admit = list[bool](), Accounts.admit
+
+    async def counted(self: Accounts, model: Model, request: ModelRequest, **how: Any) -> Grant:
+        admitted.append(bool(request.tools))
+        return await admit(self, model, request, **how)
+
+    monkeypatch.setattr(Accounts, "admit", counted)
+    await serve(Sky(), name="sky")
+    model = Reranks("[2]", looks_for(INTENT))
+    await serve(Chief(model))
+    await peer.caller.ask("goal.pursue", {"goal": "be nice to somebody"}, PLENTY)
+
+    assert admitted.count(False) == len(model.asked) == 1
 
 
 @ON_NATS
@@ -219,13 +280,7 @@ async def test_a_provider_orders_and_breaks(
     elif fault == "truncated":
         llmock.truncate(after_chunks=0)
 
-    class Two(Chief):
-        name = "supervisor"
-
-        def make_model(self, spec: str, plan: Plan | None) -> Model:
-            return orders if spec == "openai-chat:any" else script
-
-    await serve(Two(script))
+    await serve(Two(script, orders))
     outcome = await peer.caller.ask("goal.pursue", {"goal": "be nice to somebody"}, PLENTY)
 
     found = [tool.name for tool in script.seen[-1].tools if tool.name.startswith("sky__")]

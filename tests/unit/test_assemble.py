@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from squadron.actors.thinking.anthropic_messages import MessagesWire
 from squadron.actors.thinking.assemble import TurnParts, mended
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.openai_responses import ResponsesWire
@@ -137,6 +138,33 @@ def test_a_response_that_is_incomplete_and_does_not_say_why_is_no_answer() -> No
     wire.read(parts, cast("Any", construct_type(value=event, type_=ResponseIncompleteEvent)))
     with pytest.raises(ModelError, match="incomplete"):
         parts.finish("test")
+
+
+def test_what_a_server_of_anthropics_api_leaves_out_is_not_missed() -> None:
+    from anthropic._models import construct_type
+    from anthropic.types import RawMessageStreamEvent
+
+    wire, parts = MessagesWire(), TurnParts(None, asked_chars=30)
+    events: list[dict[str, Any]] = [
+        {"type": "message_start", "message": {"role": "assistant", "content": []}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking"}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": None}},
+        {"type": "content_block_start", "index": 1, "content_block": {"type": "text"}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "I look."}},
+        {"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": None}},
+        {"type": "content_block_start", "index": 2, "content_block": {"type": "tool_use", "name": "weather"}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": "{}"}},
+        {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": None}},
+        {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": None},
+        {"type": "message_stop"},
+    ]
+    for event in events:
+        wire.read(parts, cast("Any", construct_type(value=event, type_=cast("Any", RawMessageStreamEvent))))
+    turn = parts.finish("test")
+
+    assert (turn.text, calls(turn), turn.stop) == ("I look.", [("weather", {})], "tools")
+    assert (turn.usage.input, turn.usage.estimated) == (10, True)
+    assert wire.blocks(parts, turn) == ()
 
 
 @pytest.mark.parametrize("raw", ['{"a": NaN}', '{"a": 1e999}', '{"a":' * 150 + "1" + "}" * 150])

@@ -284,6 +284,32 @@ async def test_tools_that_ask_for_a_retry_at_once_are_all_run_again(squad: Memor
     assert not any(answer.is_error for answer in told(agent.model.seen[1].messages).values())
 
 
+@pytest.mark.parametrize("error", [Retry("not yet"), Terminal("never")])
+async def test_what_a_tool_came_to_is_kept_when_another_one_ends_the_attempt_in_that_moment(
+    squad: MemorySquad, error: Exception
+) -> None:
+    class Pair(Handy):
+        @tool
+        async def second(self) -> str:
+            """Ends the first attempt, when the other tool is over."""
+            await self.began.wait()
+            self.ran["second"] += 1
+            if self.ran["second"] == 1:
+                raise error
+            return "now"
+
+    agent = Pair(ModelTurn("", (ToolCall("c", "charge", {"amount": 1}), ToolCall("s", "second"))), turn(text="ok"))
+    await squad.deploy(agent)
+
+    outcome = await squad.ask("handy.do", {"text": "x"})
+
+    assert outcome.ok is isinstance(error, Retry)
+    (info,) = await squad.runs.list()
+    (first, *_) = (await squad.runs.show(info.run)).rounds
+    assert [call.outcomes for call in first.calls if call.name == "charge"] == [{"result": 1}]
+    assert agent.ran["charge"] == 1
+
+
 #: Tool → whether its arguments were read in the thread of the loop.
 IN_LOOP: dict[str, bool] = {}
 

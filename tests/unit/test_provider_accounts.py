@@ -120,6 +120,8 @@ async def test_each_error_is_of_one_kind(play: Any, answer: HttpError, kind: str
         ({"retry-after": "3600"}, 3_600.0),
         ({"retry-after": "9", "retry-after-ms": "250"}, 0.25),
         ({"retry-after-ms": "soon", "retry-after": "2.5"}, 2.5),
+        ({"retry-after-ms": "nan", "retry-after": "7"}, 7.0),
+        ({"retry-after-ms": "-1", "retry-after": "7"}, 7.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-3"}, None),
         ({"retry-after": "nan"}, None),

@@ -137,6 +137,18 @@ async def test_what_the_provider_asks_to_wait_is_waited_and_little_more(retry_af
     assert retry_after_s <= waited <= retry_after_s + 1.01
 
 
+@pytest.mark.parametrize(("kind", "least_s"), [("limit", 29), ("passing", 0.5)])
+async def test_who_always_says_at_once_is_asked_after_growing_pauses(kind: str, least_s: float) -> None:
+    model = Flaky("a:x", *[ModelError("HTTP", kind=kind, retry_after_s=0.0)] * 20)
+
+    with pytest.raises(ModelError, match="HTTP"):
+        await think(model)
+
+    first, second, *_, last = [at for at, _ in model.asked]
+    assert (len(model.asked), second - first < 0.1) == (LIMIT_TRIES if kind == "limit" else TRIES, True)
+    assert least_s <= last - first <= 61
+
+
 async def test_who_is_to_wait_longer_than_there_is_time_gives_up_at_once() -> None:
     model = Flaky("a:x", ModelError("429", kind="limit", retry_after_s=3600.0))
     began = now_s()
