@@ -25,7 +25,8 @@ class RunBooks:
     """Replays a log on a fresh ledger, so that an attempt knows what the ones before it spent.
 
     All that the log says is reserved as `logged`: the ledger need not carry it over. What another task spent that
-    had the run before was charged to that one.
+    had the run before was charged to that one; an answer that is being made when it changes hands pays who takes
+    it up.
     """
 
     def __init__(self, run: str, task: str, ledger: Ledger) -> None:
@@ -42,15 +43,16 @@ class RunBooks:
                 # Its attempt died meanwhile: it may have cost all of it.
                 self._settle(reserve_of(self._asking))
             self._ours = entry.task == self._owner
-        elif self._ours:
+            # What is open still goes on at its provider.
+            self._set_aside()
+        else:
             self._count(entry)
 
     def _count(self, entry: Entry) -> None:
         match entry:
             case Asking():
                 self._asking, self._accepted = entry, False
-                # Charged at once, and corrected by what it came to: so a replay is never refused.
-                self.ledger.settle(self._key(entry), reserve_of(entry), logged=True)
+                self._set_aside()
             case Accepted():
                 # Whoever takes it up will know what it cost.
                 self._accepted = True
@@ -60,14 +62,14 @@ class RunBooks:
                 pass
             case Thought() | Summarized():
                 self._settle(Spent.of_wire(entry.spent))
-            case Sending():
+            case Sending() if self._ours:
                 for dispatch in entry.calls:
                     if dispatch.kind == "topic":
                         share = self.share_of(dispatch)
                         for index in range(dispatch.first, dispatch.first + dispatch.tasks):
                             self._granted.add(self._task(dispatch.call, index))
                             self.ledger.restore(self._task(dispatch.call, index), share)
-            case CallsEnded():
+            case CallsEnded() if self._ours:
                 for end in entry.ends:
                     if self._task(end.call, end.index) not in self._granted:
                         continue
@@ -84,8 +86,13 @@ class RunBooks:
     def _task(self, call: str, index: int) -> str:
         return task_id(self._run, call, index)
 
+    def _set_aside(self) -> None:
+        if self._asking is not None and self._ours:
+            # Charged at once, and corrected by what it came to: so a replay is never refused.
+            self.ledger.settle(self._key(self._asking), reserve_of(self._asking), logged=True)
+
     def _settle(self, spent: Spent) -> None:
-        if self._asking is not None:
+        if self._asking is not None and self._ours:
             self.ledger.settle(self._key(self._asking), spent, logged=True)
         self._asking = None
 

@@ -14,7 +14,7 @@ from squadron.actors.thinking.model import ModelRequest, ModelTurn
 from squadron.actors.thinking.openai_responses import INCLUDED
 from squadron.actors.thinking.provider_model import ProviderModel
 from squadron.runtime.errors import ModelError
-from squadron.runtime.retries import backoff_s
+from squadron.runtime.retries import LONGEST_BACKOFF_S, backoff_s
 
 #: How often in a row a stream that broke is asked for again, before anything new came.
 MOST_BREAKS = 3
@@ -90,7 +90,8 @@ class InBackground(ProviderModel):
                 if broken is not None:
                     raise broken
                 return
-            told_s = broken.retry_after_s if broken is not None else None
-            await asyncio.sleep(backoff_s(breaks) if told_s is None else told_s)
+            told_s = (broken.retry_after_s or 0.0) if broken is not None else 0.0
+            # The answer is paid and goes on: we look for it again, however long we are told to stay away.
+            await asyncio.sleep(min(LONGEST_BACKOFF_S, max(backoff_s(breaks), told_s)))
             after = {"starting_after": last} if last >= 0 else {}
             open_stream = partial(self._told, parts.response_id, **after)

@@ -93,7 +93,7 @@ class CallGrant:
         if turn is not None and not turn.usage.estimated and turn.usage.total:
             usage = turn.usage
             used |= {"tokens": max(counted, usage.total), "output": usage.output}
-            used["input"] = usage.input - usage.cache_read
+            used["input"] = max(0, usage.input - usage.cache_read)  # some servers count the cache beside the input
         return {kind: units - used.get(kind, units) for kind, units in cost.items()}
 
 

@@ -239,6 +239,19 @@ async def test_what_a_call_did_not_use_comes_back_and_what_came_from_the_cache_c
     check_took(world, began, 6)
 
 
+async def test_no_more_comes_back_than_was_booked_whatever_the_cache_gave(world: World, join: Join) -> None:
+    if world.kind != "memory":
+        pytest.skip("arithmetic, and it takes a minute")
+    accounts = await join("one", Limits(input_tpm=2 * INPUT))
+    (await call(accounts)).settle(REQUEST, turn_of(cache_read=20 * INPUT))
+    began = now_s()
+
+    for _ in range(3):
+        (await call(accounts)).settle(REQUEST, turn_of())
+
+    assert now_s() - began >= 2 * 30 - BURST_S - 1
+
+
 async def test_tokens_that_are_counted_when_the_call_is_made_do_not_come_back(world: World, join: Join) -> None:
     if world.kind != "memory":
         pytest.skip("arithmetic, and it takes a minute")

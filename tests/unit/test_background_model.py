@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -119,6 +120,29 @@ async def test_a_stream_that_breaks_goes_on_where_it_was(start: Start, how: Any)
     assert len(server.requests) == 1
     assert len(server.asked_for) == 1
     assert "starting_after=" in server.asked_for[0]
+
+
+class _BusyError(Exception):
+    status_code, response = 429, SimpleNamespace(headers={"retry-after": "3600"})
+
+
+async def test_who_is_to_stay_away_for_an_hour_looks_again_before(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("squadron.actors.thinking.in_background.LONGEST_BACKOFF_S", 0.01)
+    server, model = start([Broken(TURN, "cut")])
+    told, refused = model._told, 0
+
+    async def busy(response_id: str, **after: int) -> Any:
+        nonlocal refused
+        if (refused := refused + 1) < MOST_BREAKS:
+            raise _BusyError
+        return await told(response_id, **after)
+
+    monkeypatch.setattr(model, "_told", busy)
+
+    assert said(await model.think(ModelRequest(tuple(USER)))) == TURN
+    assert (refused, len(server.asked_for)) == (MOST_BREAKS, 1)
 
 
 async def test_a_server_that_begins_anew_is_not_heard_twice(start: Start) -> None:

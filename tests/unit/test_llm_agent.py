@@ -21,6 +21,7 @@ from squadron.actors.thinking.fence import FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn, ToolCall, Usage
 from squadron.actors.thinking.repair import CUT_BEFORE
 from squadron.actors.thinking.shapes import InputShape
+from squadron.bridge.memory.bus import Headed
 from squadron.runtime.calling import Threads
 from squadron.runtime.errors import InvalidAgentError, Retry, Terminal
 from squadron.runtime.ports.queue import Delivery
@@ -276,7 +277,8 @@ async def test_the_callers_own_history_counts_before_memory(
         update={"context": context}
     )
 
-    await turns.run(Delivery(caller.ports.subjects.task("talk.reply"), message.encode(), _Lease(), 1))
+    subject, headers = caller.ports.subjects.task("talk.reply"), {"Nats-Msg-Id": message.id}
+    await turns.run(Delivery(subject, message.encode(), _Lease(), 1, Headed(headers)))
 
     past = agent.model.seen[0].messages[1:-1]
     everything = [("user", "a"), ("assistant", "b"), ("user", '{"note":1}')]

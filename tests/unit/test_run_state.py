@@ -210,6 +210,30 @@ def test_each_question_is_charged_once_for_what_it_cost_or_for_what_was_set_asid
     assert (ledger.spent.tokens, ledger.spent.rounds) == (charged + 100 * open_, asked)
 
 
+def test_an_answer_that_another_task_takes_up_is_paid_by_that_one() -> None:
+    def epoch(number: int, task: str) -> Epoch:
+        about = {"redriven": 0, "delivered": 1, "replica": "x", "deadline_at": 9, "max_rounds": 99}
+        return Epoch(at=0, number=number, task=task, **about)
+
+    asked = {"at": 0, "round": 1, "number": 1}
+    asking, accepted = Asking(model="m", digest="", tokens=100, **asked), Accepted(response_id="resp-1", **asked)
+    spent = Spent(7, rounds=1).to_wire()
+    thought = Thought(at=0, round=1, turn=ModelTurn("said"), spent=spent, seconds=0)
+    log = (epoch(1, "one"), asking, accepted, epoch(2, "other"), thought)
+
+    def charged(task: str, entries: tuple[Entry, ...]) -> tuple[int, int]:
+        books = RunBooks(RUN, task, Ledger(UNLIMITED))
+        for entry in entries:
+            books.apply(entry)
+        return books.ledger.spent.tokens, books.ledger.spent.rounds
+
+    assert charged("other", log[:4]) == (100, 1)
+    assert charged("other", log) == (7, 1)
+    # Who was left with it does not know how it ended. What nobody can take up was the other's.
+    assert charged("one", log) == (100, 1)
+    assert charged("other", (*log[:2], *log[3:])) == (0, 0)
+
+
 def check_pairs(messages: Iterable[ChatMessage]) -> None:
     """Every call is answered exactly once, directly behind its turn and in the order of the calls."""
     open_ = list[str]()
