@@ -268,7 +268,7 @@ class Pursuit:
         return found.model_copy(update={"name": name}) if found else SemanticTopic(name=name)
 
     def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
-        """A turn without calls is the answer, unless the tokens ran out in the middle of it, or it has no words."""
+        """A turn without calls is the answer, unless it has no words or the tokens ran out in the middle of it."""
         cut = turn.stop in ("length", "overflow")
         if empty := empty_turns(state):
             if empty == 1 and not cut:

@@ -12,6 +12,7 @@ from squadron import Agent, Budget, Context, Retry, topic
 from squadron.actors.goals.supervisor import Supervisor
 from squadron.actors.llm.llm_agent import LLMAgent
 from squadron.actors.llm.tools import tool
+from squadron.actors.runs.loop import SAID_NOTHING
 from squadron.actors.thinking.catalog import USUAL_ANSWER
 from squadron.actors.thinking.model import ChatMessage, ModelRequest, ModelTurn, ToolCall
 from squadron.actors.thinking.openai_chat import ChatWire
@@ -318,3 +319,48 @@ def chat_body(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
     body = ChatWire(is_official=False).body("m", "scripted:test", ModelRequest(tuple(messages)), None)
     said: list[dict[str, Any]] = body["messages"]
     return said
+
+
+NOTHING_SAID = ModelTurn(" \n")
+
+
+@pytest.mark.parametrize("said", ["done", NOTHING_SAID])
+async def test_a_turn_that_says_nothing_is_no_answer_and_is_told_so_once(said: str | ModelTurn) -> None:
+    look = ModelTurn("", (ToolCall("a", "looking__do", {}),))
+    model, page = ScriptedModel([look, NOTHING_SAID, said]), FunctionModel(lambda _: ModelTurn("page 1"))
+    async with MemorySquad() as squad:
+        await squad.deploy(Looking, model=page)
+        await squad.deploy(Supervisor, model=model)
+        report = (await squad.ask("goal.pursue", {"goal": "look", "topics": ["looking.*"]}, within_s=900)).unwrap()
+
+    model.finish()
+    assert model.seen[-1].messages[-1].content == SAID_NOTHING
+    if said == "done":
+        assert (report["stopped"], report["answer"]) == ("finished", "done")
+    else:
+        assert report["stopped"] == "model"
+        assert "the model gave no answer: it said nothing. 1 results gathered" in report["answer"]
+        assert list(report["deliverables"].values()) == ["page 1"]
+
+
+async def test_an_answer_that_was_cut_before_its_first_word_hands_over_what_was_gathered() -> None:
+    look = ModelTurn("", (ToolCall("a", "looking__do", {}),))
+    model = ScriptedModel([look, ModelTurn("", stop="length")])
+    async with MemorySquad() as squad:
+        await squad.deploy(Looking, model=FunctionModel(lambda _: ModelTurn("page 1")))
+        await squad.deploy(Supervisor, model=model)
+        report = (await squad.ask("goal.pursue", {"goal": "look", "topics": ["looking.*"]}, within_s=900)).unwrap()
+
+    assert report["stopped"] == "length"
+    assert list(report["deliverables"].values()) == ["page 1"]
+
+
+async def test_an_agent_whose_model_says_nothing_twice_has_no_answer() -> None:
+    model = ScriptedModel([NOTHING_SAID, "yes", NOTHING_SAID, NOTHING_SAID])
+    async with MemorySquad() as squad:
+        await squad.deploy(Thinking, model=model)
+        first, second = await squad.ask("thinking.do"), await squad.ask("thinking.do")
+
+    model.finish()
+    assert first.unwrap() == "yes"
+    assert (second.kind, "gave no answer: it said nothing" in second.reason) == ("failed", True)
