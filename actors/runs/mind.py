@@ -148,7 +148,8 @@ class Mind(Asker):
         window = window_of(model.name) or DEFAULT_WINDOW
         overflow = state.overflows.get(model.name, 0)
         if overflow > 0:
-            window = overflow
+            # What it names may be bytes, or the limit of something else.
+            window = min(window, overflow)
         tools = tools_tokens(state.toolbox.definitions(), family)
         return fit(
             messages,

@@ -202,12 +202,23 @@ class Echo(Agent):
         return f"{number} " + "word " * 1_500
 
 
-async def test_a_conversation_that_is_too_long_is_shortened_and_the_run_goes_on(squad: Squad) -> None:
+@pytest.mark.parametrize(
+    ("window", "refusal"),
+    [
+        (128_000, "prompt is too long: 33000 tokens > 32000 maximum"),
+        (16_000, "Request exceeds the maximum size of 33554432 bytes"),
+    ],
+)
+async def test_a_conversation_that_is_too_long_is_shortened_and_the_run_goes_on(
+    squad: Squad, monkeypatch: pytest.MonkeyPatch, window: int, refusal: str
+) -> None:
+    price = {"input": 0, "output": 0, "window": window}
+    monkeypatch.setenv("SQUADRON_PRICES", json.dumps({"scripted:test": price}))
     await squad.deploy(Echo())
     long = [turn(call(f"c{n}", "echo__long", number=n)) for n in range(6)]
 
     def overflow(*_: Any) -> ModelTurn:
-        raise ModelError("prompt is too long: 33000 tokens > 32000 maximum", kind="overflow")
+        raise ModelError(refusal, kind="overflow")
 
     supervisor = Scripted(*long, overflow, finish(last={"$from": "c5#"}))
     await squad.deploy(supervisor)
