@@ -19,7 +19,7 @@ from squadron.actors.runs.built_in import BUILT_IN, Finish
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.entries import Gather
 from squadron.actors.runs.log import started_of
-from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, empty_turns
+from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, was_told
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -270,8 +270,8 @@ class Pursuit:
     def judge(self, state: RunState, turn: ModelTurn) -> Conclusion | str:
         """A turn without calls is the answer, unless it has no words or the tokens ran out in the middle of it."""
         cut = turn.stop in ("length", "overflow")
-        if empty := empty_turns(state):
-            if empty == 1 and not cut:
+        if not turn.text.strip():
+            if not cut and not was_told(state):
                 return SAID_NOTHING
             stopped: Stopped = "length" if cut else "model"
             return Conclusion(self.stop(state, stopped, "the model gave no answer: it said nothing"), stopped)

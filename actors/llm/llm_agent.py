@@ -19,7 +19,7 @@ from squadron.actors.llm.note_tools import NoteTool
 from squadron.actors.llm.tools import ToolSpec, tools_of
 from squadron.actors.runs.built_in import Finish
 from squadron.actors.runs.emitter import Emitter
-from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, empty_turns
+from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, was_told
 from squadron.actors.runs.session import Beginning, Session, run_id
 from squadron.actors.runs.state import RunState
 from squadron.actors.runs.toolbox import Toolbox
@@ -242,12 +242,12 @@ class _Thought:
             raise Terminal(
                 f"the model {turn.model} ran out of tokens in the middle of its answer: raise maxTokens"
             )
-        if self._answer is None and (empty := empty_turns(state)):
-            if empty == 1:
+        if self._answer is None:
+            if turn.text.strip():
+                return Conclusion(turn.text)
+            if not was_told(state):
                 return SAID_NOTHING
             raise Terminal(f"the model {turn.model} gave no answer: it said nothing")
-        if self._answer is None:
-            return Conclusion(turn.text)
         text = turn.text.strip().removeprefix("```json").strip("`").strip()
         try:
             value = self._answer.validate_json(text)

@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any, Literal, Protocol
 
 from squadron.actors.runs.acting import Actions
@@ -41,7 +40,7 @@ PARK_AFTER_S = 5.0
 #: How many rounds in a row may bring no result that was not there before; a call that ends for the third time in
 #: the same way is refused already.
 MOST_STALE_ROUNDS = 4
-#: What is said to a turn that says nothing and calls nothing; a second one in a row is as good as no answer.
+#: What is said to a turn that says nothing and calls nothing; another one right after it is as good as no answer.
 SAID_NOTHING = "You said nothing and called no tool. Go on, or give your answer in words."
 #: Longest wait for calls that the model named, in seconds, where it does not say.
 WAIT_S = 3600.0
@@ -260,10 +259,9 @@ class Loop:
         return self._mind.ctx.caller.ports.clock.time()
 
 
-def empty_turns(state: RunState) -> int:
-    """How many turns in a row, up to the newest, say nothing and call nothing."""
-    turns = (state.turns[round].turn for round in sorted(state.turns, reverse=True))
-    return sum(1 for _ in takewhile(lambda turn: not turn.text.strip() and not turn.tool_calls, turns))
+def was_told(state: RunState) -> bool:
+    """Whether the turn before the newest one was told that it said nothing."""
+    return state.nudged == (state.round - 1, SAID_NOTHING)
 
 
 def raised_of(errors: BaseExceptionGroup[Any]) -> BaseException:

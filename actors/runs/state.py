@@ -88,7 +88,8 @@ class RunState:
         self.left_out: dict[str, str] = {}
         #: How often a model was asked, and in vain.
         self.tries, self.failures = 0, 0
-        self.nudges = 0
+        #: How often something was said to a turn; after which round the last time, and what.
+        self.nudges, self.nudged = 0, (0, "")
         #: Models that refused the conversation because it was too long, and the limits they named; -1 for none.
         self.overflows: dict[str, int] = {}
         #: By models and by tasks.
@@ -257,7 +258,7 @@ class RunState:
         self._tell("thought", entry.at, round=entry.round, **shown, **cost)
 
     def _nudge(self, entry: Nudge) -> None:
-        self.nudges += 1
+        self.nudges, self.nudged = self.nudges + 1, (self.round, entry.text)
         self.transcript.nudge(entry.text)
         self._tell("nudged", entry.at, text=entry.text)
 

@@ -158,9 +158,9 @@ class AccountState:
 
     @classmethod
     def decode(cls, data: bytes, now: float) -> Self:
-        """As it was stored; what can't be read is as if nothing had been used, and so is a pause longer than any.
+        """As it was stored; what can't be read is as if nothing had been used.
 
-        Twice as long is let pass, because clocks differ.
+        What lies later than any pause ends is left out. Twice as long is let pass, because clocks differ.
         """
         try:
             next_at, paused_until, lessees = json.loads(data)
@@ -169,8 +169,12 @@ class AccountState:
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             return cls()
         times = (*state.next_at.values(), state.paused_until, *(until for until, _ in known.values()))
-        is_sane = all(map(math.isfinite, times)) and state.paused_until <= now + 2 * MOST_PAUSE_S
-        return state if is_sane else cls()
+        if not all(map(math.isfinite, times)):
+            return cls()
+        latest = now + 2 * MOST_PAUSE_S
+        if state.paused_until <= latest:
+            return state
+        return cls({kind: at for kind, at in state.next_at.items() if at <= latest}, 0.0, known)
 
     def pause(self, until: float, rates: Units) -> AccountState:
         """Nobody asks before `until`, and from then on at the rate, without a burst."""

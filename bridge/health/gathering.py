@@ -34,6 +34,7 @@ from squadron.bridge.health.facts import (
 )
 from squadron.bridge.health.release import release
 from squadron.bridge.health.tls_facts import wire_of
+from squadron.bridge.jetstream.audit_streams import read_policy
 from squadron.bridge.jetstream.link import embedded
 from squadron.bridge.jetstream.link.at_home import JS_API, as_user
 from squadron.bridge.jetstream.link.dial import connect
@@ -44,7 +45,7 @@ from squadron.bridge.trusting import Trusting
 from squadron.config import Settings
 from squadron.runtime.asking.answering import People
 from squadron.runtime.asking.bridge_answer import read_answer
-from squadron.runtime.errors import BusUnavailableError, ConfigError, InvalidSubjectError, SquadronError
+from squadron.runtime.errors import BusUnavailableError, InvalidSubjectError, SquadronError
 from squadron.runtime.lite.topic import LiteTopics
 from squadron.runtime.ports.journal import Entry
 from squadron.runtime.registry.presence import Presence
@@ -352,10 +353,10 @@ class Gathering:
     # --- work ----------------------------------------------------------------------------------------
 
     async def _audit(self) -> AuditFacts:
-        with contextlib.suppress(ConfigError):
-            told = await AuditTrail(self._connection, self._names, self._wiring.settings.home).status()
-            return AuditFacts(told["mode"], told["archivist"], told["waiting"], told.get("entries", 0))
-        return AuditFacts()
+        if await read_policy(self._connection, self._names) is None:
+            return AuditFacts()
+        told = await AuditTrail(self._connection, self._names, self._wiring.settings.home).status()
+        return AuditFacts(told["mode"], told["archivist"], told["waiting"], told.get("entries", 0))
 
     async def _accounts(self) -> tuple[AccountFacts, ...]:
         return tuple(

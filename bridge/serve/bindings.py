@@ -118,7 +118,7 @@ class Bindings:
                 "description": description,
                 "target": await asyncio.to_thread(_reference, target),
             }
-            self._recorded[pattern] = record
+            before, self._recorded[pattern] = self._recorded.get(pattern), record
             try:
                 # First of all: what there is of it is known to the next bridge.
                 await self._record(record)
@@ -126,6 +126,10 @@ class Bindings:
             except BaseException:
                 with contextlib.suppress(SquadronError):
                     await self._take_down(pattern)
+                    if before is not None:
+                        # One that waits for its target goes on waiting.
+                        self._recorded[pattern] = before
+                        await self._record(before)
                 raise
 
     def _changing(self, pattern: str) -> asyncio.Lock:

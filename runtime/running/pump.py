@@ -155,11 +155,7 @@ class Pump:
     def _arrived(self, delivery: Delivery) -> None:
         if self._has(delivery):
             # Our own lease ran out, because something blocked the event loop; the work goes on.
-            for waiting in (self._handed, self._early):
-                # What has not begun does so as what it is by now.
-                for at, each in enumerate(waiting):
-                    if each.seq == delivery.seq:
-                        waiting[at] = delivery
+            self._renew(delivery)
             if self._feed is not None:
                 self._feed.want(1)
             return
@@ -169,6 +165,13 @@ class Pump:
         else:
             self._seqs.add(delivery.seq)
             self._early.append(delivery)
+
+    def _renew(self, delivery: Delivery) -> None:
+        """What has not begun does so as what it is by now."""
+        for waiting in (self._handed, self._early):
+            for at, each in enumerate(waiting):
+                if each.seq == delivery.seq:
+                    waiting[at] = delivery
 
     @property
     def lease_s(self) -> float:
@@ -185,6 +188,7 @@ class Pump:
     def offer(self, delivery: Delivery) -> bool:
         """Take what another replica was delivered for us, before all else; False if too much waits already."""
         if self._has(delivery):
+            self._renew(delivery)
             return True
         if not self.has_room(delivery):
             return False

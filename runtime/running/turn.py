@@ -232,6 +232,7 @@ class Turns:
         if refusal := refused or lapsed or self._refusal(message, ledger, common):
             return refusal
         attempt = common["attempt"] = await delivery.lease.begin()
+        # Only now: where many come again at once, it takes longer to note that it begins than a look is good for.
         if arrival.was_here and await arrival.ended_meanwhile(self._reports, delivery, message, after_s=STALE_S):
             return LetGo()
         if attempt > handler.retries.max_attempts:

@@ -17,6 +17,7 @@ from pydantic_core import PydanticSerializationError
 
 from squadron.runtime.errors import InvalidMessageError
 from squadron.runtime.texts import encoded
+from squadron.runtime.wire.amounts import MOST_EXACT
 from squadron.runtime.wire.limits import MOST_SECONDS, MOST_USD, UNLIMITED, Budget
 from squadron.runtime.wire.path import path_in
 from squadron.runtime.wire.spent import MOST
@@ -145,7 +146,7 @@ class AgentMessage(Wire):
     """One message. `timestamp` is in seconds since the epoch."""
 
     id: str = Field(min_length=1, max_length=MAX_NAME)
-    timestamp: float = Field(ge=0, le=LAST_MS)
+    timestamp: float = Field(ge=0, le=MOST_EXACT)
     version: Literal["1.0"] = PROTOCOL_VERSION
     type: MessageType
     source: AgentIdentity

@@ -20,7 +20,7 @@ from squadron.actors.runs.call import Call
 from squadron.actors.runs.emitter import Emitter
 from squadron.actors.runs.entries import CallEnd, CallsEnded, Entry, Epoch, Started
 from squadron.actors.runs.log import RunLog, entries_of, read
-from squadron.actors.runs.loop import Conclusion, Stopped
+from squadron.actors.runs.loop import SAID_NOTHING, Conclusion, Stopped, was_told
 from squadron.actors.runs.queries import Queries
 from squadron.actors.runs.recorder import Recorder
 from squadron.actors.runs.session import Beginning, Session
@@ -173,7 +173,7 @@ class _Aim:
         if self.inner is not None:
             return self.inner.judge(state, turn)
         if not self.typed:
-            return Conclusion(turn.text)
+            return Conclusion(turn.text) if turn.text.strip() or was_told(state) else SAID_NOTHING
         try:
             return Conclusion(json.loads(turn.text.strip().removeprefix("```json").strip("`")))
         except (ValueError, RecursionError) as error:

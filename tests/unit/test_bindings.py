@@ -187,6 +187,27 @@ async def test_a_binding_whose_target_comes_after_the_bridge_is_served_then(home
     assert (await asker.caller.ask("math.add", {}, AskOptions(within_s=30))).unwrap() == ["one", {}]
 
 
+async def test_who_fails_to_bind_anew_what_waits_for_its_target_leaves_it_waiting(home: Home) -> None:
+    first, asker = await home.bridge(), await home.place("asker")
+    await _bind(first, "math.add", home.actor("one"))
+    late = home.actors.pop("one")
+    await first.aclose()
+    place = await home.place("bridge")
+    successor = Bindings(place)
+    home.open.append(successor)
+    await successor.start()
+    does = place.ports.queue.declare
+    declare = AsyncMock(side_effect=[BusUnavailableError("no leader"), *[DEFAULT] * 999], wraps=does)
+    place.ports.queue.declare = declare  # type: ignore[method-assign]
+
+    with pytest.raises(BusUnavailableError):
+        await _bind(successor, "math.add", home.actor("two"))
+
+    home.actors["one"] = late
+    await eventually(lambda: len(successor.routes()) == 1)
+    assert (await asker.caller.ask("math.add", {}, AskOptions(within_s=30))).unwrap() == ["one", {}]
+
+
 async def test_a_binding_that_the_server_refused_when_the_bridge_started_is_served_later(home: Home) -> None:
     first, asker = await home.bridge(), await home.place("asker")
     await _bind(first, "math.add", home.actor("one"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -176,6 +177,10 @@ def test_a_state_that_cannot_be_read_is_as_if_nothing_had_been_used(stored: byte
 
 
 def test_a_stored_pause_that_is_longer_than_any_is_none() -> None:
-    odd = AccountState().pause(3_580_000_000.0, {"requests": 1.0})
+    lessees = {"one": (1_790_000_060.0, 2)}
+    odd = AccountState({"tokens": 1_790_000_003.0}, lessees=lessees).pause(3_580_000_000.0, {"requests": 1.0})
+    odd = dataclasses.replace(odd, next_at=odd.next_at | {"tokens": 1_790_000_003.0})
 
-    assert AccountState.decode(odd.encode(), 1_790_000_000.0) == AccountState()
+    known = AccountState.decode(odd.encode(), 1_790_000_000.0)
+
+    assert known == AccountState({"tokens": 1_790_000_003.0}, lessees=lessees)

@@ -279,6 +279,21 @@ async def test_of_the_models_that_tasks_name_those_used_last_stay_open() -> None
     assert many.made["mine:4"].asked == 2
 
 
+class Lingering(Agent):
+    """Does something at once, and something else later."""
+
+    @topic("lingering.now")
+    async def now(self) -> str:
+        """At once."""
+        return "now"
+
+    @topic("lingering.later")
+    async def later(self) -> str:
+        """In a while."""
+        await asyncio.sleep(3)
+        return "later"
+
+
 class Looking(LLMAgent):
     """Looks."""
 
@@ -341,6 +356,20 @@ async def test_a_turn_that_says_nothing_is_no_answer_and_is_told_so_once(said: s
         assert report["stopped"] == "model"
         assert "the model gave no answer: it said nothing. 1 results gathered" in report["answer"]
         assert list(report["deliverables"].values()) == ["page 1"]
+
+
+async def test_a_turn_that_said_nothing_while_calls_ran_was_not_told_so() -> None:
+    both = ModelTurn("", (ToolCall("a", "lingering__now", {}), ToolCall("b", "lingering__later", {})))
+    model = ScriptedModel([both, NOTHING_SAID, NOTHING_SAID, "done"])
+    async with MemorySquad() as squad:
+        await squad.deploy(Lingering)
+        await squad.deploy(Supervisor, model=model)
+        goal = {"goal": "look", "topics": ["lingering.*"], "gather": {"after": 1}}
+        report = (await squad.ask("goal.pursue", goal, within_s=900)).unwrap()
+
+    model.finish()
+    assert [SAID_NOTHING in request.messages[-1].content for request in model.seen] == [False, False, False, True]
+    assert (report["stopped"], report["answer"]) == ("finished", "done")
 
 
 async def test_an_answer_that_was_cut_before_its_first_word_hands_over_what_was_gathered() -> None:
