@@ -33,7 +33,7 @@ MOST_REDRIVEN = 1_000_000
 #: Who waited for longer than this, in seconds, was sent by a clock that is not ours: a year.
 LONGEST_WAIT_S = 365 * 24 * 3600.0
 #: What JSON carries exactly in a number, as a time: the year 287,396. Later ones can't be reckoned with.
-LAST_MS = 2**53
+LAST_MS = MOST_EXACT
 #: What most tasks have for constraints, which is nothing that can be spent.
 _NO_AMOUNT = {"deadline"}
 PROTOCOL_VERSION: Literal["1.0"] = "1.0"

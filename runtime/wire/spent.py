@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from squadron.runtime.wire.amounts import MOST_EXACT
+
 #: Micro-dollars in a dollar: the smallest coin that is counted, a token of the cheapest models.
 MICROS = 1_000_000
 #: Largest amount of any coin: what JSON carries exactly in a number.
-MOST = 2**53
+MOST = MOST_EXACT
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from squadron.runtime.texts import plain
+from squadron.runtime.texts import json_text
 
 #: Frames that wait for a slow browser at most; one that has more is shown everything anew.
 MOST_WAITING = 256
@@ -16,7 +15,7 @@ MOST_WAITING = 256
 
 def frame(event: str, data: Any) -> bytes:
     """One server-sent event."""
-    return f"event: {event}\ndata: {json.dumps(plain(data), separators=(',', ':'))}\n\n".encode()
+    return f"event: {event}\ndata: {json_text(data)}\n\n".encode(errors="replace")
 
 
 class Onlooker:
