@@ -12,7 +12,7 @@ from squadron.actors.thinking.account import accounts_of, tokens_in
 from squadron.actors.thinking.catalog import Estimate, reserve_for, spent_by_failure, spent_of
 from squadron.actors.thinking.fence import CARD, FENCE_RULE
 from squadron.actors.thinking.model import ChatMessage, Model, ModelRequest, ModelTurn
-from squadron.runtime.errors import ModelError
+from squadron.runtime.errors import BudgetError, ModelError
 from squadron.runtime.retries import summary_of
 from squadron.runtime.running.context import TurnContext
 from squadron.runtime.running.ledger import ONCE
@@ -59,7 +59,8 @@ async def reranked(
             turn = await _asked(ctx, model, replace(request, max_tokens=estimate.max_tokens), estimate)
     except Exception as error:
         # Anybody may write a model, and no run fails for want of an order.
-        ctx.log.info("rerank.failed", model=model.name, error=summary_of(error))
+        expected = isinstance(error, ModelError | BudgetError | TimeoutError)
+        (ctx.log.info if expected else ctx.log.warning)("rerank.failed", model=model.name, error=summary_of(error))
         return list(found)
     if (chosen := _chosen(turn.text, len(shown))) is None:
         ctx.log.info("rerank.no_order", model=model.name)

@@ -661,6 +661,16 @@ async def test_an_audit_trail_that_nobody_writes_is_told(wiring: Wiring) -> None
     await until(is_told)
 
 
+async def test_that_the_trail_can_not_be_looked_at_is_told_and_not_that_it_is_off(wiring: Wiring) -> None:
+    trail = await audited(wiring, "trail")
+    trail.anchor_file.mkdir(parents=True)
+
+    found = await look(wiring.settings)
+
+    assert "audit trail" not in found
+    assert "audit: ConfigError" in found["not looked at"].found
+
+
 async def test_a_provider_that_said_429_is_told(wiring: Wiring) -> None:
     request = ModelRequest((ChatMessage("user", "hello"),), max_tokens=100)
     accounts = Accounts(wiring.ports, {"openai": Limits(rpm=60)})

@@ -344,6 +344,14 @@ def test_each_kind_that_is_counted_is_shown_and_the_labels_fit() -> None:
         assert family.kind != "histogram" or sum(name != "gen_ai_operation_name" for name in family.labels) <= 2
 
 
+@pytest.mark.parametrize(
+    ("model", "provider"), [("google:g", "gcp.gemini"), ("azure:g", "azure.ai.openai"), ("mine:g", "mine")]
+)
+def test_providers_are_called_as_the_conventions_do(model: str, provider: str) -> None:
+    [family] = [each for each in COUNTERS if each.name == "gen_ai_client_operation_duration_seconds"]
+    assert family.values("clerk", (model,)) == ("chat", provider, "g")
+
+
 def test_the_articles_names_are_sums_over_the_topics() -> None:
     cells = {
         ("tasks", "a.b", "result"): (3,),
